@@ -1,0 +1,63 @@
+"""enkg: inverting black-box scientific simulators with diffusion priors.
+
+    experiment = enkg.Experiment(prior=..., simulator=..., observation=enkg.Observation(y, std=0.1))
+    tree = enkg.run(experiment, "runs/first")
+
+Start with `Experiment` and `run`; `enkg --help` lists what the command line does.
+"""
+
+__version__ = "0.1.0"
+
+from enkg.errors import EnkgError, EnsembleFailure, InputError, StoreError
+from enkg.execute import Function
+from enkg.experiment import Experiment
+from enkg.field import Field
+from enkg.guidance import ESMDA, METHODS, EnKG, EnKGPublished, Guidance, Info, State
+from enkg.observation import Observation
+from enkg.prior import Gaussian, Mixture, Prior
+from enkg.report import Analysis, Table
+from enkg.run import run
+from enkg.sample import Flow
+from enkg.simulator import Evaluator, Result, Simulator
+from enkg.store import export_netcdf
+from enkg.store import open_run as open
+from enkg.store import summary
+from enkg.transform import Eigenbasis, Identity, RealFourier
+from enkg.units import Affine, Log, Units
+
+__all__ = [
+    "ESMDA",
+    "METHODS",
+    "Affine",
+    "Analysis",
+    "Eigenbasis",
+    "EnKG",
+    "EnKGPublished",
+    "EnkgError",
+    "EnsembleFailure",
+    "Evaluator",
+    "Experiment",
+    "Field",
+    "Flow",
+    "Function",
+    "Gaussian",
+    "Guidance",
+    "Identity",
+    "Info",
+    "InputError",
+    "Log",
+    "Mixture",
+    "Observation",
+    "Prior",
+    "RealFourier",
+    "Result",
+    "Simulator",
+    "State",
+    "StoreError",
+    "Table",
+    "Units",
+    "export_netcdf",
+    "open",
+    "run",
+    "summary",
+]

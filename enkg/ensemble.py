@@ -1,0 +1,48 @@
+"""An ensemble is a tensor whose axis 0 counts the members; these are its statistics.
+
+A member is dead when its simulated data hold anything but finite numbers.
+"""
+
+from torch import Tensor
+
+
+def alive(y: Tensor) -> Tensor:
+    """Members whose row of `y`, shape (J, *Y), holds finite numbers only; bool, shape (J,)."""
+    return y.flatten(1).isfinite().all(dim=1)
+
+
+def anomalies(x: Tensor) -> Tensor:
+    """Differences from the ensemble mean, shape (J, *X)."""
+    return x - x.mean(dim=0, keepdim=True)
+
+
+def cross_covariance(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased sample covariance between flattened members, shape (d, m).
+
+    Only for small d and m: the methods themselves stay in ensemble space.
+    """
+    dx, dy = anomalies(x).flatten(1), anomalies(y).flatten(1)
+    return dx.T @ dy / (len(x) - 1)
+
+
+def spread(x: Tensor) -> float:
+    """Root-mean-square of the standard deviation over the elements of the unknown."""
+    return float(x.double().var(dim=0, unbiased=True).mean().sqrt())
+
+
+def resample_dead(x: Tensor, survivors: Tensor, noise: Tensor) -> Tensor:
+    """Replaces each dead member by a draw with the survivors' mean and covariance.
+
+    x: ensemble, shape (J, *X). survivors: bool, shape (J,). noise: standard normal numbers, shape
+    (J, J); row j is used for member j where it is dead. The draw is mean + sum_k z_k x'_k /
+    sqrt(G - 1) over the G survivors: one matrix product, no d x d covariance (Lopez-Gomez et al.
+    2022 sample failed members from the successful ones in the same spirit).
+    """
+    if bool(survivors.all()):
+        return x
+    good = x[survivors]
+    weights = noise[~survivors][:, survivors].to(x) / (len(good) - 1) ** 0.5
+    draws = good.mean(dim=0).flatten() + weights @ anomalies(good).flatten(1)
+    x = x.clone()
+    x[~survivors] = draws.reshape(-1, *x.shape[1:])
+    return x

@@ -1,0 +1,80 @@
+"""An experiment: everything that decides the result of an inversion."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from enkg.errors import InputError
+from enkg.field import Field
+from enkg.guidance import EnKG, Guidance
+from enkg.observation import Observation
+from enkg.prior import Prior
+from enkg.report import Analysis
+from enkg.simulator import Evaluator, Simulator
+from enkg.units import Affine, Units
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """An inversion: everything that decides its result.
+
+    The truth, where it is known, is in the simulator's units and is used for metrics alone.
+    """
+
+    prior: Prior
+    """What the unknown looks like."""
+    simulator: Simulator | Evaluator
+    """Members (B, *X) to data (B, *Y), in the simulator's units."""
+    observation: Observation
+    """The measurement and its noise."""
+    guidance: Guidance = field(default_factory=EnKG)
+    """The method that moves the ensemble."""
+    units: Units = field(default_factory=Affine)
+    """From the prior's numbers to the simulator's."""
+    seed: int = 0
+    """Same seed, same result."""
+    unknown: Field = field(default_factory=lambda: Field("x"))
+    """Name, axes and unit of the unknown."""
+    data: Field = field(default_factory=lambda: Field("y"))
+    """Name, axes and unit of the data."""
+    truth: Any = None
+    """The true unknown of a synthetic problem, shape X, in the simulator's units."""
+    predict: int | None = None
+    """Members whose data are simulated at the end, to measure the misfit; None takes all."""
+    minimum_success: float = 0.5
+    """Smallest share of members that must survive each sweep."""
+    device: str = "cpu"
+    """Where the ensemble lives: cpu, cuda, cuda:1, ..."""
+    double: bool = False
+    """Keep the ensemble in float64 instead of float32."""
+    analyse: Callable[[xr.DataTree, Path | None], Analysis] | None = None
+    """Called at the end with the results and the run directory: more metrics, tables and files."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prior, Prior):
+            raise InputError(
+                f"the prior is a {type(self.prior).__name__}; expected an object with `shape` and "
+                "`denoise(x, sigma)`"
+            )
+        if not isinstance(self.guidance, Guidance):
+            raise InputError(f"guidance is a {type(self.guidance).__name__}; expected a method such "
+                             "as enkg.EnKG()")
+        if not isinstance(self.observation, Observation):
+            raise InputError("observation must be an enkg.Observation(y, std=...)")
+        if not 0 < self.minimum_success <= 1:
+            raise InputError(f"minimum_success is {self.minimum_success}; expected a share in (0, 1]")
+        if self.predict is not None and self.predict < 1:
+            raise InputError(f"predict is {self.predict}; expected at least one member, or None")
+        self.unknown.axes(self.prior.shape)
+        self.data.axes(self.observation.y.shape)
+        if self.truth is not None:
+            truth = torch.as_tensor(self.truth)
+            if tuple(truth.shape) != tuple(self.prior.shape):
+                raise InputError(
+                    f"the truth has shape {tuple(truth.shape)}, the prior {self.prior.shape}"
+                )
+            object.__setattr__(self, "truth", truth)

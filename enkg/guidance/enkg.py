@@ -1,0 +1,151 @@
+"""EnKG, tempered: ensemble Kalman updates of the noisy states of a diffusion model.
+
+The probability flow carries x_sigma to x_0 = phi(x_sigma), one to one. Pulled back by it, the
+posterior at noise level sigma is p_sigma(x) exp(-Phi(phi(x))), and the flow carries that of one
+level to that of the next. So at any level a Bayes step with a part of the likelihood is legitimate,
+and the parts need only add up to one:
+
+    at levels sigma_0 > sigma_1 > ...
+        Y_j  = G(phi(x_j))                                  one simulator call a member
+        b    = controller(Phi), the rest at the last level  sum of b = 1
+        x_j += C_xY (C_YY + Gamma / b)^-1 (y + Gamma^(1/2) eta_j / sqrt(b) - Y_j)
+        x_j  = flow(x_j, sigma_i -> sigma_{i+1}), or to 0 once the sum is one
+
+Law: for a linear simulator and a Gaussian prior the ensemble tends to the exact posterior as J
+grows, whatever the levels and powers. Otherwise the error is that of a Gaussian fit to (x_sigma, Y).
+
+The derivative-free guidance of diffusion models by ensemble Kalman updates is due to Zheng et al.
+2024, arXiv 2409.20175 (EnKG); their update has a step of fixed length in which the noise covariance
+does not appear (`enkg.guidance.EnKGPublished`). The update here is that of ES-MDA (Emerick and
+Reynolds 2013, doi 10.1016/j.cageo.2012.03.011) in the noise coordinates of the diffusion model.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from enkg.ensemble import alive
+from enkg.errors import InputError
+from enkg.guidance.base import Forward, Guidance, Info, State, revive
+from enkg.guidance.kalman import perturbed_update, square_root_update
+from enkg.guidance.tempering import adaptive_power, fixed_powers
+from enkg.observation import Observation
+from enkg.prior import Prior
+from enkg.sample import Flow, start
+from enkg.schedule import geometric
+
+
+@dataclass(frozen=True)
+class EnKG(Guidance):
+    """Tempered EnKG, the default. Cost: one simulator call a member and update.
+
+    Noise levels are in prior units, for a prior of standard deviation of order one.
+    """
+
+    posterior_law: ClassVar[str | None] = "linear simulator and Gaussian prior, J to infinity"
+
+    updates: int | None = None
+    """Number of updates with powers fixed beforehand; None lets the misfit decide."""
+    ratio: float = 1.0
+    """Fixed powers: each is this many times the one before."""
+    cap: float = 1.0
+    """Misfit-controlled powers: the largest allowed. Small caps spread the updates over levels."""
+    levels: int = 20
+    """Misfit-controlled powers: number of noise levels, hence the largest number of updates."""
+    sigma_start: float = 5.0
+    """Noise level of the first update."""
+    sigma_end: float = 0.05
+    """Noise level of the last possible update."""
+    deterministic: bool = False
+    """Square-root update in place of perturbed observations."""
+    folds: int = 8
+    """Perturbed observations: folds of the gain; 1 uses one gain for all members."""
+    flow: Flow = field(default_factory=Flow)
+    """How the ensemble moves between noise levels where the prior has no closed form."""
+    clean_steps: int = 8
+    """Fewest steps of the flow to zero noise, where the simulator looks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.cap <= 1:
+            raise InputError(f"cap is {self.cap}; expected a power between 0 and 1")
+        if self.folds < 1 or (self.folds > 1 and self.members < 2 * self.folds):
+            raise InputError(
+                f"{self.folds} folds of {self.members} members; each fold needs at least 2 members"
+            )
+        self._sigmas()
+        fixed_powers(self.sweeps, self.ratio)
+
+    @property
+    def sweeps(self) -> int:
+        return self.levels if self.updates is None else self.updates
+
+    def init(self, prior: Prior, seed: int, like: Tensor) -> State:
+        members = tuple(range(self.members))
+        x = start(prior, self.sigma_start, seed, members, like, flow=self.flow)
+        return State(x, members, seed, sigma=self.sigma_start)
+
+    def step(
+        self, state: State, prior: Prior, forward: Forward, observation: Observation
+    ) -> tuple[State, Info]:
+        sigma, sigmas = state.sigma, self._sigmas()
+        x0 = self._clean(prior, state.x, sigma)
+        y = forward(x0)
+        living = alive(y)
+        r = observation.residual(y)[living]
+        phi = 0.5 * r.square().sum(dim=1)
+
+        last = state.step + 1 == self.sweeps
+        if last:
+            power = 1.0 - state.beta
+        elif self.updates is None:
+            power = adaptive_power(phi, observation.size, state.beta, self.cap)
+        else:
+            power = fixed_powers(self.updates, self.ratio)[state.step]
+        x = state.x.clone()
+        x[living] = self._update(x[living], r, power, state, observation, living)
+        x = revive(x, living, state)
+
+        finished = last or state.beta + power >= 1.0
+        beta = 1.0 if finished else state.beta + power
+        if finished:
+            x, to = self._clean(prior, x, sigma), 0.0
+        else:
+            to = sigmas[state.step + 1]
+            x = self.flow(prior, x, sigma, to)
+        info = Info(
+            step=state.step,
+            sigma=sigma,
+            progress=1.0 if finished else max((state.step + 1) / self.sweeps, beta**0.5),
+            power=power,
+            beta=beta,
+            misfit=float(2 * phi.mean() / observation.size),
+            evaluated=((x0, y),),
+        )
+        return State(x, state.members, state.seed, state.step + 1, to, beta, finished), info
+
+    def _update(
+        self,
+        x: Tensor,
+        r: Tensor,
+        power: float,
+        state: State,
+        observation: Observation,
+        living: Tensor,
+    ) -> Tensor:
+        if self.deterministic:
+            return square_root_update(x, r, power)
+        members = torch.tensor(state.members)[living.cpu()]
+        eta = observation.noise(state.seed, members.tolist(), state.step)
+        fold = (members % self.folds).to(x.device) if self.folds > 1 else None
+        return perturbed_update(x, r, eta, power, fold)
+
+    def _clean(self, prior: Prior, x: Tensor, sigma: float) -> Tensor:
+        flow = self.flow
+        fine = Flow(flow.solver, flow.levels, max(flow.fewest, self.clean_steps), flow.sigma_min)
+        return fine(prior, x, sigma, 0.0)
+
+    def _sigmas(self) -> list[float]:
+        return geometric(self.sweeps, self.sigma_start, self.sigma_end).tolist()

@@ -1,0 +1,120 @@
+"""Experiment files: Python that defines `experiment`, and how the command line finds and changes it.
+
+`experiment` is an `Experiment`, or a function with typed arguments that returns one. The project's
+root (the nearest folder above with a pyproject.toml or a .git) goes on the import path, so that the
+file may import its neighbours.
+"""
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enkg.errors import InputError
+from enkg.experiment import Experiment
+
+
+class UserCodeError(InputError):
+    """The experiment file itself raised; the original error is the cause."""
+
+
+def load(file: Path) -> Experiment | Callable[..., Experiment]:
+    """What the file defines as `experiment`."""
+    if not file.is_file():
+        raise InputError(f"there is no file {file}")
+    if file.suffix != ".py":
+        raise InputError(f"{file} is not a Python file; an experiment file defines `experiment`")
+    for folder in (project_root(file), file.resolve().parent):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    name = "enkg_experiment_" + file.stem
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    guarded(file, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    found = getattr(module, "experiment", None)
+    if found is None:
+        raise InputError(
+            f"{file} defines no `experiment`; expected experiment = enkg.Experiment(...), or a "
+            "function of that name that returns one"
+        )
+    if not isinstance(found, Experiment) and not inspect.isfunction(found):
+        raise InputError(
+            f"`experiment` in {file} is a {type(found).__name__}; expected an enkg.Experiment or a "
+            "function that returns one"
+        )
+    return found
+
+
+def guarded(file: Path, build: Callable[[], Any]) -> Any:
+    """Runs the user's code; its errors become one sentence with the line of the file."""
+    try:
+        return build()
+    except Exception as error:  # whatever the user's code raises
+        place = _place(file, error)
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        raise UserCodeError(f"{place}: {kind}{error}") from error
+
+
+def _place(file: Path, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename).resolve() == file.resolve():
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f"{file}:{lines[-1]}" if lines else str(file)
+
+
+def project_root(file: Path) -> Path:
+    """Nearest folder above the file with a pyproject.toml or a .git, else the file's own."""
+    folder = file.resolve().parent
+    for parent in (folder, *folder.parents):
+        if (parent / "pyproject.toml").is_file() or (parent / ".git").exists():
+            return parent
+    return folder
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something `enkg list` can see: where it is and the first line of its docstring."""
+
+    path: str
+    line: str
+
+
+def discover(root: Path) -> dict[str, list[Found]]:
+    """Experiments, priors and simulators below a project's root, without running any of them."""
+    out: dict[str, list[Found]] = {}
+    for room in ("experiments", "priors", "simulators"):
+        out[room] = []
+        patterns = ("**/*.py",) if room == "experiments" else ("*.py", "*/__init__.py")
+        for file in sorted(f for p in patterns for f in (root / room).glob(p)):
+            try:
+                module = ast.parse(file.read_text())
+            except (SyntaxError, UnicodeDecodeError):
+                continue
+            if room == "experiments" and not _defines_experiment(module):
+                continue
+            text = (ast.get_docstring(module) or "").strip()
+            if text:
+                path = file.parent if file.name == "__init__.py" else file
+                out[room].append(Found(str(path.relative_to(root)), text.splitlines()[0]))
+    return out
+
+
+def _defines_experiment(module: ast.Module) -> bool:
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "experiment":
+            return True
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+        if any(isinstance(t, ast.Name) and t.id == "experiment" for t in targets):
+            return True
+    return False

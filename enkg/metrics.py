@@ -1,0 +1,57 @@
+"""Figures of merit of a posterior ensemble.
+
+Never the best of many members: everything is of the posterior mean or over all members.
+"""
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+
+def relative_error(estimate: Tensor, truth: Tensor) -> float:
+    """|estimate - truth| / |truth|, Euclidean, over all elements."""
+    return float((estimate.double() - truth.double()).norm() / truth.double().norm())
+
+
+def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> float:
+    """Share of the elements whose truth lies in the central interval of that level.
+
+    ensemble: (J, *X); truth: X. A calibrated ensemble gives `level`.
+    """
+    ordered = ensemble.double().sort(dim=0).values
+    count = len(ordered) - 1
+    low = _at(ordered, (1 - level) / 2 * count)
+    high = _at(ordered, (1 + level) / 2 * count)
+    inside = (low <= truth.double()) & (truth.double() <= high)
+    return float(inside.double().mean())
+
+
+def _at(ordered: Tensor, position: float) -> Tensor:
+    """Linear interpolation between order statistics (torch.quantile has a size limit)."""
+    k = min(int(position), len(ordered) - 2) if len(ordered) > 1 else 0
+    upper = ordered[min(k + 1, len(ordered) - 1)]
+    return ordered[k] + (position - k) * (upper - ordered[k])
+
+
+def crps(ensemble: Tensor, truth: Tensor) -> float:
+    """Continuous ranked probability score, fair form, averaged over the elements.
+
+    1/J sum_j |x_j - t| - 1/(2 J (J-1)) sum_jk |x_j - x_k| (Gneiting and Raftery 2007; Ferro 2014).
+    """
+    ordered = ensemble.double().sort(dim=0).values
+    j = len(ordered)
+    rank = torch.arange(1, j + 1, dtype=torch.float64, device=ordered.device)
+    weight = (2 * rank - j - 1).reshape(-1, *[1] * (ordered.dim() - 1))
+    pairs = (weight * ordered).sum(dim=0) / (j * (j - 1))
+    return float(((ordered - truth.double()).abs().mean(dim=0) - pairs).mean())
+
+
+def spread_skill(ensemble: Tensor, truth: Tensor) -> float:
+    """Root-mean-square spread over the root-mean-square error of the mean; 1 when calibrated.
+
+    The spread carries the finite-ensemble factor sqrt((J + 1) / J) of Fortin et al. 2014.
+    """
+    x = ensemble.double()
+    error = (x.mean(dim=0) - truth.double()).square().mean().sqrt()
+    return float(sqrt((len(x) + 1) / len(x)) * x.var(dim=0).mean().sqrt() / error)

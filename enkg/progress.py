@@ -1,0 +1,89 @@
+"""Progress of a run in the terminal: a bar with a line for each update, or plain lines in a log."""
+
+from collections.abc import Mapping
+from math import isnan
+from time import perf_counter
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from enkg.experiment import Experiment
+from enkg.guidance import Info
+
+HEAD = "  step   sigma  misfit/datum  spread   beta      calls  failed  seconds"
+
+
+class Watch:
+    """Shows step, noise level, misfit, spread, calls and time left (an `enkg.run.Observer`)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.task = self.sweep = TaskID(0)
+        self.begin = perf_counter()
+        self.share = 0.0
+
+    def started(self, experiment: Experiment, sweeps: int) -> None:
+        guidance = experiment.guidance
+        self.begin = perf_counter()
+        self.console.print(
+            f"{type(guidance).__name__}: {guidance.members} members of shape "
+            f"{tuple(experiment.prior.shape)}, {experiment.observation.size} data, at most "
+            f"{sweeps * guidance.members:,} guided simulator calls",
+            highlight=False,
+        )
+        self.console.print(HEAD, style="bold", highlight=False)
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task("inversion", total=1.0, left="")
+            self.sweep = self.bar.add_task("members", total=guidance.members, left="")
+            self.bar.start()
+
+    def simulating(self, done: int, total: int) -> None:
+        if self.bar is not None:
+            self.bar.update(self.sweep, completed=done, total=total)
+
+    def stepped(self, info: Info, row: Mapping[str, float]) -> None:
+        self.share = max(self.share, info.progress)
+        if self.bar is not None:
+            elapsed = perf_counter() - self.begin
+            left = elapsed * (1 - self.share) / max(self.share, 1e-3)
+            self.bar.update(self.task, completed=self.share, left=f"about {_clock(left)} left")
+        if not info.evaluated:
+            return
+        cells = (
+            f"{info.step + 1:6d}",
+            f"{row['sigma']:7.3g}",
+            f"{row['misfit_per_datum']:12.4g}" if not isnan(row["misfit_per_datum"]) else " " * 12,
+            f"{row['spread']:7.3g}",
+            f"{row['beta']:6.3f}",
+            f"{int(row['calls']):10,d}",
+            f"{int(row['failed']):7d}",
+            f"{row['seconds']:8.1f}",
+        )
+        self.console.print(" ".join(cells), highlight=False)
+
+    def ended(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

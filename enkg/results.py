@@ -1,0 +1,126 @@
+"""What a run found: its numbers (summary.json) and its arrays (posterior.zarr)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from enkg import __version__, ensemble, metrics
+from enkg.diagnose import verdict
+from enkg.experiment import Experiment
+from enkg.field import Field
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The end of a run.
+
+    x: posterior, (J, *X), prior units. prior_x, prior_y: the first clean ensemble, which no datum
+    has touched yet, and its data. predicted: data of the first members of x.
+    """
+
+    x: Tensor
+    prior_x: Tensor
+    prior_y: Tensor
+    predicted: Tensor
+    beta: float
+    calls: int
+    failed: int
+    asked: int
+    denoiser_calls: int
+    simulator_seconds: float
+
+
+def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
+    """The numbers of summary.json, all but the wall time."""
+    observation, guidance, x = experiment.observation, experiment.guidance, outcome.x
+
+    def misfit(y: Tensor) -> float:
+        living = y[ensemble.alive(y)]
+        return float(2 * observation.misfit(living).mean() / observation.size)
+
+    spread = ensemble.spread(x) / ensemble.spread(outcome.prior_x)
+    judged = verdict(
+        law=guidance.posterior_law,
+        beta=outcome.beta,
+        misfit_per_datum=misfit(outcome.predicted),
+        data=observation.size,
+        spread=spread,
+        members=guidance.members,
+        failed_share=outcome.failed / max(outcome.asked, 1),
+    )
+    found: dict[str, Any] = {}
+    if experiment.truth is not None:
+        physical = experiment.units.to_simulator(x).cpu()
+        found = {
+            "relative_error": metrics.relative_error(physical.double().mean(0), experiment.truth),
+            "coverage_90": metrics.coverage(physical, experiment.truth, 0.9),
+            "spread_skill": metrics.spread_skill(physical, experiment.truth),
+            "crps": metrics.crps(physical, experiment.truth),
+        }
+    return {
+        "method": type(guidance).__name__,
+        "members": guidance.members,
+        "data": observation.size,
+        "calls": outcome.calls,
+        "failed": outcome.failed,
+        "denoiser_calls": outcome.denoiser_calls,
+        "simulator_seconds": outcome.simulator_seconds,
+        "prior_misfit_per_datum": misfit(outcome.prior_y),
+        "misfit_per_datum": misfit(outcome.predicted),
+        "spread": spread,
+        "trusted": judged.trusted,
+        "reason": judged.reason,
+        "metrics": found,
+    }
+
+
+def tabulate(
+    experiment: Experiment, outcome: Outcome, rows: Sequence[dict[str, float]]
+) -> xr.DataTree:
+    """The arrays of posterior.zarr. rows: one record for each step."""
+    unknown, data, observation = experiment.unknown, experiment.data, experiment.observation
+    ax, ay = unknown.axes(experiment.prior.shape), data.axes(observation.y.shape)
+    physical = experiment.units.to_simulator
+
+    observed = _single(data, observation.y, ay)
+    if observation.std is not None:
+        observed["std"] = (ay, observation.std.numpy(), {"units": data.unit})
+    else:
+        observed["covariance"] = (("datum", "datum_"), observation.covariance.numpy())
+    observed["mask"] = (ay, observation.mask.numpy())
+    before = _members(unknown, physical(outcome.prior_x), ax)
+    groups = {
+        "posterior": _members(unknown, physical(outcome.x), ax),
+        "prior_samples": before.merge(_members(data, outcome.prior_y, ay)),
+        "observation": observed,
+        "predicted": _members(data, outcome.predicted, ay),
+        "trace": xr.Dataset({k: ("step", np.array([r[k] for r in rows])) for k in rows[0]}),
+    }
+    if experiment.truth is not None:
+        groups["truth"] = _single(unknown, experiment.truth, ax)
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs.update(
+        Conventions="CF-1.11",
+        source=f"enkg {__version__}",
+        method=type(experiment.guidance).__name__,
+        seed=experiment.seed,
+        unknown=unknown.name,
+        data=data.name,
+        colour_map=unknown.colour_map,
+    )
+    return tree
+
+
+def _members(label: Field, values: Tensor, axes: tuple[str, ...]) -> xr.Dataset:
+    array = values.detach().cpu().numpy()
+    coords = {k: v for k, v in label.coords.items() if k in axes}
+    coords["member"] = np.arange(len(array))
+    return xr.Dataset({label.name: (("member", *axes), array, label.attributes())}, coords=coords)
+
+
+def _single(label: Field, values: Tensor, axes: tuple[str, ...]) -> xr.Dataset:
+    return _members(label, values[None], axes).isel(member=0, drop=True)

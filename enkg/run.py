@@ -1,0 +1,269 @@
+"""The run loop: an experiment in, a posterior ensemble out.
+
+Here, and only here, a guidance method meets the simulator: `forward` is built from the units, the
+adapter and the observation, and handed to `Guidance.step`.
+"""
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from enkg import ensemble, report, results, store
+from enkg.errors import EnsembleFailure, InputError
+from enkg.execute import as_evaluator
+from enkg.experiment import Experiment
+from enkg.guidance import Info
+from enkg.prior import Drawable, Flowing, Prior
+from enkg.simulator import Evaluator, Progress
+
+log = logging.getLogger("enkg")
+
+
+class Observer(Protocol):
+    """Sees a run and never steers it."""
+
+    def started(self, experiment: Experiment, sweeps: int) -> None: ...
+
+    def simulating(self, done: int, total: int) -> None: ...
+
+    def stepped(self, info: Info, row: Mapping[str, float]) -> None: ...
+
+    def ended(self) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def started(self, experiment: Experiment, sweeps: int) -> None: ...
+
+    def simulating(self, done: int, total: int) -> None: ...
+
+    def stepped(self, info: Info, row: Mapping[str, float]) -> None: ...
+
+    def ended(self) -> None: ...
+
+
+def run(
+    experiment: Experiment,
+    directory: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    source: Path | None = None,
+) -> xr.DataTree:
+    """Runs an experiment and returns its results.
+
+    directory: where to leave the run directory (see `enkg.store`); None keeps nothing on disk.
+    source: the file that defined the experiment, for the record. The tree's attribute `summary`
+    holds the numbers of summary.json as text.
+
+    Cost: `guidance.sweeps` times J simulator calls at most, and `predict` calls at the end.
+
+    Raises InputError for shapes that do not fit, EnsembleFailure when too few members survive,
+    StoreError when the directory is in use.
+    """
+    folder = None
+    if directory is not None:
+        folder = store.create(Path(directory), overwrite)
+        store.write_json(folder / store.RECORD, store.provenance(experiment, source))
+    handler = _log_to(folder)
+    try:
+        tree, summary = _run(experiment, folder, observer or Silent())
+        if folder is not None:
+            store.write_tree(folder, tree)
+            report.figures(tree, folder / store.FIGURES)
+            store.write_json(folder / store.SUMMARY, summary)
+        return tree
+    except BaseException as error:
+        log.error("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        if handler is not None:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def _run(
+    experiment: Experiment, folder: Path | None, observer: Observer
+) -> tuple[xr.DataTree, dict[str, Any]]:
+    begin = perf_counter()
+    dtype = torch.float64 if experiment.double else torch.float32
+    like = torch.empty(0, dtype=dtype, device=_device(experiment.device))
+    guidance, observation = experiment.guidance, experiment.observation
+    prior = _counted(experiment.prior)
+    forward = _Forward(experiment, observer.simulating)
+    log.info("%s, %d members, seed %d", type(guidance).__name__, guidance.members, experiment.seed)
+
+    observer.started(experiment, guidance.sweeps)
+    try:
+        state = guidance.init(prior, experiment.seed, like)
+        rows: list[dict[str, float]] = []
+        first: tuple[Tensor, Tensor] | None = None
+        while not state.finished:
+            state, info = guidance.step(state, prior, forward, observation)
+            if info.evaluated and first is None:
+                first = info.evaluated[0]
+            rows.append(_row(info, forward, prior, begin))
+            _log_step(rows[-1])
+            observer.stepped(info, rows[-1])
+        count = guidance.members if experiment.predict is None else experiment.predict
+        checked = state.x[:count]
+        predicted = forward(checked)
+    finally:
+        observer.ended()
+
+    assert first is not None  # every method sweeps at least once
+    outcome = results.Outcome(
+        x=state.x,
+        prior_x=first[0],
+        prior_y=first[1],
+        predicted=predicted,
+        beta=state.beta,
+        calls=forward.calls,
+        failed=forward.failed,
+        asked=forward.asked,
+        denoiser_calls=prior.calls,
+        simulator_seconds=forward.seconds,
+    )
+    summary = results.summarise(experiment, outcome)
+    tree = results.tabulate(experiment, outcome, rows)
+    if experiment.analyse is not None:
+        analysis = experiment.analyse(tree, folder)
+        summary["metrics"].update(analysis.metrics)
+        summary["tables"] = [dataclasses.asdict(t) for t in analysis.tables]
+    summary["seconds"] = perf_counter() - begin
+    tree.attrs["summary"] = json.dumps(store.plain(summary))
+    return tree, summary
+
+
+class _Forward:
+    """forward(x0) of `Guidance.step`, with the counting and the checks around it."""
+
+    def __init__(self, experiment: Experiment, progress: Progress) -> None:
+        self.experiment, self.progress = experiment, progress
+        self.evaluator: Evaluator = as_evaluator(experiment.simulator)
+        self.calls = self.failed = self.asked = 0
+        self.seconds = 0.0
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        x = self.experiment.units.to_simulator(x0)
+        wild = int((~x.flatten(1).isfinite().all(dim=1)).sum())
+        if wild:
+            raise EnsembleFailure(
+                f"{wild} of {len(x)} members hold NaN or infinity before the simulator sees them: "
+                "the prior's denoiser or the units gave them"
+            )
+        given = x.detach().cpu().numpy()
+        given.setflags(write=False)
+        begin = perf_counter()
+        result = self.evaluator.evaluate(given, self.progress)
+        self.seconds += perf_counter() - begin
+        self.calls += result.calls
+        self.asked += len(x)
+        self._check(result.y, result.reasons, len(x))
+        return torch.from_numpy(result.y).to(x0.device)
+
+    def _check(self, y: np.ndarray, reasons: tuple[str, ...], count: int) -> None:
+        expected = tuple(self.experiment.observation.y.shape)
+        if y.shape != (count, *expected):
+            raise InputError(
+                f"the simulator returned data of shape {y.shape[1:]} for each member; the "
+                f"observation has shape {expected}"
+            )
+        failures = Counter(reason for reason in reasons if reason)
+        dead = sum(failures.values())
+        self.failed += dead
+        for reason, times in failures.most_common(3):
+            log.warning("%d of %d members failed: %s", times, count, reason)
+        needed = max(2, int(np.ceil(self.experiment.minimum_success * count)))
+        if count - dead < min(needed, count):
+            table = "; ".join(f"{times} x {reason}" for reason, times in failures.most_common(3))
+            raise EnsembleFailure(
+                f"{dead} of {count} members failed, and {needed} must survive "
+                f"(minimum_success = {self.experiment.minimum_success}): {table}"
+            )
+
+
+class _Counted:
+    """A prior that counts its denoiser calls, one a member."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.inner: Any = prior
+        self.calls = 0
+        self.shape = prior.shape
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        self.calls += len(x)
+        denoised = self.inner.denoise(x, sigma)
+        if denoised.shape != x.shape:
+            raise InputError(
+                f"the prior's denoiser was given shape {tuple(x.shape)} and returned "
+                f"{tuple(denoised.shape)}"
+            )
+        return denoised
+
+
+class _CountedDrawable(_Counted):
+    def draw(self, seed: int, members: Any, step: int) -> Tensor:
+        return self.inner.draw(seed, members, step)
+
+
+class _CountedFlowing(_CountedDrawable):
+    def flow(self, x: Tensor, sigma: float, to: float) -> Tensor:
+        self.calls += len(x)  # the closed form costs as much as one denoiser call
+        return self.inner.flow(x, sigma, to)
+
+
+def _counted(prior: Prior) -> _Counted:
+    if isinstance(prior, Flowing) and isinstance(prior, Drawable):
+        return _CountedFlowing(prior)
+    return _CountedDrawable(prior) if isinstance(prior, Drawable) else _Counted(prior)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: {error}") from error
+    return device
+
+
+def _row(info: Info, forward: _Forward, prior: _Counted, begin: float) -> dict[str, float]:
+    clean = info.evaluated[-1][0] if info.evaluated else None
+    return {
+        "sigma": info.sigma,
+        "power": info.power,
+        "beta": info.beta,
+        "misfit_per_datum": float("nan") if info.misfit is None else info.misfit,
+        "spread": float("nan") if clean is None else ensemble.spread(clean),
+        "calls": forward.calls,
+        "failed": forward.failed,
+        "denoiser_calls": prior.calls,
+        "seconds": perf_counter() - begin,
+    }
+
+
+def _log_to(folder: Path | None) -> logging.Handler | None:
+    if folder is None:
+        return None
+    handler = logging.FileHandler(folder / store.LOG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return handler
+
+
+def _log_step(row: Mapping[str, float]) -> None:
+    log.info(" ".join(f"{k}={v:.6g}" for k, v in row.items()))

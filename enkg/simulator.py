@@ -1,0 +1,47 @@
+"""What a simulator is.
+
+The scientist writes a function of a batch of members (`Simulator`). Adapters in `enkg.execute` turn
+functions and programs into an `Evaluator`, which never raises for a failed member: the failure is a
+row of NaN with a reason.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from numpy import ndarray
+
+Progress = Callable[[int, int], None]
+"""Called with (members done, members in all) while a batch runs."""
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """A batch of members (B, *X) to simulated data (B, *Y), in the simulator's units.
+
+    Row i depends on x[i] alone. A failed member may be a row of NaN.
+    """
+
+    def __call__(self, x: Any) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Simulated data of a batch.
+
+    y: shape (B, *Y), NaN rows for failed members. reasons: why each member failed, '' for success.
+    calls: member evaluations that were paid for, repetitions included.
+    """
+
+    y: ndarray
+    reasons: tuple[str, ...]
+    calls: int
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """An adapter: evaluates a batch and reports failures as data."""
+
+    def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
+        """x: (B, *X), read-only. Raises only where the simulator itself is unusable."""
+        ...

@@ -1,0 +1,202 @@
+"""The run directory: what a run leaves behind, and how to open it again.
+
+    experiment.json   every field, versions, seed, git state, host, command; written at the start
+    log.txt           what happened, line by line
+    posterior.zarr    xarray DataTree: posterior, prior_samples, observation, predicted, trace, truth
+    figures/*.png     pictures
+    summary.json      the numbers; written last, so a directory without it is not a finished run
+
+Files are written under a temporary name and renamed, so that none is ever half there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from enkg.errors import StoreError
+
+RECORD, LOG, TREE, SUMMARY, FIGURES = (
+    "experiment.json",
+    "log.txt",
+    "posterior.zarr",
+    "summary.json",
+    "figures",
+)
+
+
+def create(directory: Path, overwrite: bool) -> Path:
+    """Makes an empty run directory; refuses one that holds anything unless told to overwrite."""
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file; a run needs a directory")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not (directory / RECORD).is_file():
+            raise StoreError(
+                f"{directory} holds files that no run of enkg wrote; choose another --out"
+            )
+        if not overwrite:
+            state = "a finished run" if (directory / SUMMARY).is_file() else "an unfinished run"
+            raise StoreError(
+                f"{directory} holds {state}; give another --out, or --overwrite to replace it"
+            )
+        (directory / SUMMARY).unlink(missing_ok=True)  # from here on it is not a finished run
+        for name in (TREE, FIGURES):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        (directory / LOG).unlink(missing_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the run directory {directory}: {error}") from error
+    return directory
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON under a temporary name, then renamed. NaN and infinity become null."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def write_tree(directory: Path, tree: xr.DataTree) -> None:
+    """posterior.zarr, complete or not there at all."""
+    partial = directory / (TREE + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tree.to_zarr(partial, mode="w", consolidated=False)
+    shutil.rmtree(directory / TREE, ignore_errors=True)
+    os.replace(partial, directory / TREE)
+
+
+def open_run(directory: str | Path) -> xr.DataTree:
+    """The DataTree of a finished run, loaded lazily.
+
+    Groups: posterior, prior_samples, observation, predicted, trace and, where it is known, truth.
+    Raises StoreError where there is no finished run.
+    """
+    finished(Path(directory))
+    return xr.open_datatree(Path(directory) / TREE, engine="zarr", consolidated=False)
+
+
+def summary(directory: str | Path) -> dict[str, Any]:
+    """The numbers of a finished run."""
+    return json.loads((finished(Path(directory)) / SUMMARY).read_text())
+
+
+def finished(directory: Path) -> Path:
+    """The directory itself, if it holds a finished run."""
+    if (directory / SUMMARY).is_file() and (directory / TREE).is_dir():
+        return directory
+    if (directory / RECORD).is_file():
+        raise StoreError(
+            f"the run in {directory} did not finish; {directory / LOG} tells how far it came"
+        )
+    raise StoreError(f"{directory} is not a run directory: it has no {RECORD}")
+
+
+def export_netcdf(directory: str | Path, file: str | Path, overwrite: bool = False) -> Path:
+    """Writes the whole tree as one NetCDF-4 file with groups."""
+    file = Path(file)
+    if file.exists() and not overwrite:
+        raise StoreError(f"{file} exists; give another name, or --overwrite to replace it")
+    partial = file.with_name(file.name + ".partial")
+    try:
+        open_run(directory).load().to_netcdf(partial, engine="h5netcdf")
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {file}: {error}") from error
+    return file
+
+
+def provenance(experiment: Any, source: Path | None) -> dict[str, Any]:
+    """What experiment.json holds."""
+    return {
+        "experiment": describe(experiment),
+        "seed": experiment.seed,
+        "source": str(source) if source else None,
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git": _git(source.parent if source else Path.cwd()),
+    }
+
+
+def describe(value: Any) -> Any:
+    """Any field as JSON: arrays by shape and checksum, functions by name."""
+    if isinstance(value, Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+        out: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
+        out["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
+        return out | ({"values": array.tolist()} if array.size <= 16 else {})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": _name(type(value)), **fields}
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [describe(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _name(value if isinstance(value, type | Callable) else type(value))
+
+
+def _name(thing: Any) -> str:
+    name = getattr(thing, "__qualname__", None) or type(thing).__qualname__
+    return f"{getattr(thing, '__module__', '')}.{name}".lstrip(".")
+
+
+def plain(value: Any) -> Any:
+    """Numbers, text, lists and mappings only; NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic | Tensor | np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _versions() -> dict[str, str | None]:
+    out: dict[str, str | None] = {}
+    for package in ("enkg", "torch", "numpy", "scipy", "xarray", "zarr", "jax", "jax-cfd", "ehtim"):
+        try:
+            out[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            out[package] = None
+    return out
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository that holds the folder, and whether files differ from it."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    changed = ask("status", "--porcelain")
+    return None if commit is None else {"commit": commit, "changed": bool(changed)}
