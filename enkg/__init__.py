@@ -19,9 +19,8 @@ from enkg.report import Analysis, Table
 from enkg.run import run
 from enkg.sample import Flow
 from enkg.simulator import Evaluator, Result, Simulator
-from enkg.store import export_netcdf
+from enkg.store import export_netcdf, summary
 from enkg.store import open_run as open
-from enkg.store import summary
 from enkg.transform import Eigenbasis, Identity, RealFourier
 from enkg.units import Affine, Log, Units
 

@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -181,10 +182,8 @@ def _build(
 
 
 def _print_help(show: Callable[[], Any]) -> None:
-    try:
+    with suppress(SystemExit):
         show()
-    except SystemExit:
-        pass
 
 
 def _list(command: List) -> int:

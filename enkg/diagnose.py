@@ -17,6 +17,7 @@ class Verdict:
 
 
 def verdict(
+    *,
     law: str | None,
     beta: float,
     misfit_per_datum: float,
@@ -38,14 +39,14 @@ def verdict(
         doubts.append(f"only {beta:.2f} of the likelihood was used")
     if not misfit_per_datum < 1 + slack:
         doubts.append(
-            f"the misfit per datum is {misfit_per_datum:.2f}, above {1 + slack:.2f}: the members do "
-            "not reach the data (too few members, a wrong noise level, or a prior or simulator that "
-            "cannot explain them)"
+            f"the misfit per datum is {misfit_per_datum:.2f}, above {1 + slack:.2f}: the members "
+            "do not reach the data (too few members, a wrong noise level, or a prior or simulator "
+            "that cannot explain them)"
         )
     if misfit_per_datum < 1 - slack:
         doubts.append(
-            f"the misfit per datum is {misfit_per_datum:.2f}, below {1 - slack:.2f}: the members fit "
-            "the noise, or the noise level given is too high"
+            f"the misfit per datum is {misfit_per_datum:.2f}, below {1 - slack:.2f}: the members "
+            "fit the noise, or the noise level given is too high"
         )
     if spread < 0.01:
         doubts.append(

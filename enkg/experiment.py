@@ -61,12 +61,16 @@ class Experiment:
                 "`denoise(x, sigma)`"
             )
         if not isinstance(self.guidance, Guidance):
-            raise InputError(f"guidance is a {type(self.guidance).__name__}; expected a method such "
-                             "as enkg.EnKG()")
+            raise InputError(
+                f"guidance is a {type(self.guidance).__name__}; expected a method such as "
+                "enkg.EnKG()"
+            )
         if not isinstance(self.observation, Observation):
             raise InputError("observation must be an enkg.Observation(y, std=...)")
         if not 0 < self.minimum_success <= 1:
-            raise InputError(f"minimum_success is {self.minimum_success}; expected a share in (0, 1]")
+            raise InputError(
+                f"minimum_success is {self.minimum_success}; expected a share above 0, at most 1"
+            )
         if self.predict is not None and self.predict < 1:
             raise InputError(f"predict is {self.predict}; expected at least one member, or None")
         self.unknown.axes(self.prior.shape)

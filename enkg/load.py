@@ -1,4 +1,4 @@
-"""Experiment files: Python that defines `experiment`, and how the command line finds and changes it.
+"""Experiment files: Python that defines `experiment`, and how the command line finds them.
 
 `experiment` is an `Experiment`, or a function with typed arguments that returns one. The project's
 root (the nearest folder above with a pyproject.toml or a .git) goes on the import path, so that the
@@ -33,7 +33,8 @@ def load(file: Path) -> Experiment | Callable[..., Experiment]:
             sys.path.insert(0, str(folder))
     name = "enkg_experiment_" + file.stem
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     guarded(file, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]

@@ -109,8 +109,10 @@ class Gaussian:
         keep = min(len(samples) - 1, samples[0].numel())
         if components is not None:
             if not 1 <= components <= keep:
-                raise InputError(f"{components} components asked of {len(samples)} samples; "
-                                 f"between 1 and {keep} are there")
+                raise InputError(
+                    f"{components} components asked of {len(samples)} samples; "
+                    f"between 1 and {keep} are there"
+                )
             keep = components
         mean = samples.double().mean(dim=0)
         centred = (samples.double() - mean).flatten(1)
@@ -132,8 +134,10 @@ class Gaussian:
         variance, mean = self.variance.to(x), self.mean.to(x)
         shrink = to / sigma
         gain = ((variance + to**2) / (variance + sigma**2)).sqrt() - shrink
-        return mean + shrink * (x - mean) + self.transform.inverse(
-            gain * self.transform.forward(x - mean)
+        return (
+            mean
+            + shrink * (x - mean)
+            + self.transform.inverse(gain * self.transform.forward(x - mean))
         )
 
     def draw(self, seed: int, members: Sequence[int], step: int) -> Tensor:

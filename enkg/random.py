@@ -46,9 +46,7 @@ def normal(
     return torch.from_numpy(np.stack(draws)).reshape(len(members), *shape)
 
 
-def choose(
-    count: int, seed: int, stream: Stream, members: Sequence[int], step: int
-) -> Tensor:
+def choose(count: int, seed: int, stream: Stream, members: Sequence[int], step: int) -> Tensor:
     """One index below `count` for each member, shape (len(members),), uniform."""
     draws = [int(g.integers(count)) for g in generators(seed, stream, members, step)]
     return torch.tensor(draws)

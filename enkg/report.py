@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
 
@@ -51,21 +50,19 @@ def figures(tree: xr.DataTree, folder: Path) -> list[Path]:
 
 def _posterior(tree: xr.DataTree) -> "Figure":
     name = tree.attrs["unknown"]
-    x = tree["posterior"][name]
-    if x.ndim == 3:
-        return _maps(tree, x, tree["prior_samples"][name])
-    return _bands(tree, x, tree["prior_samples"][name])
+    x, prior = _array(tree, "posterior", name), _array(tree, "prior_samples", name)
+    return _maps(tree, x, prior) if x.ndim == 3 else _bands(tree, x, prior)
 
 
 def _maps(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
     """Truth, measurement, mean and standard deviation over a few members."""
-    observed = tree["observation"][tree.attrs["data"]]
+    observed = _array(tree, "observation", tree.attrs["data"])
     panels: list[tuple[str, np.ndarray, bool]] = []
     if "truth" in tree:
-        panels.append(("truth", tree["truth"][x.name].values, False))
+        panels.append(("truth", _array(tree, "truth", str(x.name)).values, False))
     if observed.ndim == 2:
-        seen = np.where(tree["observation"]["mask"].values, observed.values, np.nan)
-        panels.append(("measurement", seen, True))
+        seen = observed.where(_array(tree, "observation", "mask"))
+        panels.append(("measurement", seen.values, True))
     panels.append(("posterior mean", x.mean("member").values, False))
     panels.append(("posterior standard deviation", x.std("member", ddof=1).values, True))
     panels.append(("prior sample", prior.isel(member=0).values, False))
@@ -84,8 +81,8 @@ def _maps(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
         low = -high
     for axis, (title, values, own) in zip(axes, panels, strict=False):
         limits = {} if own else {"vmin": low, "vmax": high}
-        image = axis.imshow(values, cmap=tree.attrs["colour_map"] if "dev" not in title else "viridis",
-                            **limits)
+        colours = "viridis" if "deviation" in title else tree.attrs["colour_map"]
+        image = axis.imshow(values, cmap=colours, **limits)
         axis.set_title(title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -112,7 +109,7 @@ def _bands(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
     axis.plot(place, flat.mean(axis=0), color="tab:blue", label="posterior mean")
     axis.plot(place, flat[:SHOWN_MEMBERS].T, color="tab:blue", linewidth=0.5, alpha=0.7)
     if "truth" in tree:
-        axis.plot(place, tree["truth"][x.name].values.ravel(), "k.", label="truth")
+        axis.plot(place, _array(tree, "truth", str(x.name)).values.ravel(), "k.", label="truth")
     axis.set_xlabel("element" if x.ndim != 2 else str(x.dims[1]))
     axis.set_ylabel(f"{x.attrs['long_name']} [{x.attrs['units']}]")
     axis.legend(fontsize=8, ncols=2)
@@ -122,16 +119,16 @@ def _bands(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
 def _data(tree: xr.DataTree) -> "Figure":
     """Each datum against its simulation, before and after, and the whitened residuals."""
     name = tree.attrs["data"]
-    keep = tree["observation"]["mask"].values.ravel()
-    y = tree["observation"][name].values.ravel()[keep]
+    keep = _array(tree, "observation", "mask").values.ravel()
+    y = _array(tree, "observation", name).values.ravel()[keep]
     figure = _figure(9.0, 4.2)
     left, right = figure.subplots(1, 2)
     groups = (("prior_samples", "0.7", "prior"), ("predicted", "tab:blue", "posterior"))
     std = None
     if "std" in tree["observation"]:
-        std = tree["observation"]["std"].values.ravel()[keep]
+        std = _array(tree, "observation", "std").values.ravel()[keep]
     for group, colour, label in groups:
-        values = tree[group][name].values
+        values = _array(tree, group, name).values
         values = values.reshape(len(values), -1)[:, keep]
         values = values[np.isfinite(values).all(axis=1)]
         low, middle, high = np.percentile(values, [5, 50, 95], axis=0)
@@ -139,8 +136,14 @@ def _data(tree: xr.DataTree) -> "Figure":
         left.errorbar(y, middle, bars, fmt=".", ms=3, lw=0.4, color=colour, label=label, alpha=0.7)
         if std is not None:
             residual = ((values - y) / std).ravel()
-            right.hist(np.clip(residual, -6, 6), bins=np.linspace(-6, 6, 61), density=True,
-                       histtype="step", color=colour, label=label)
+            right.hist(
+                np.clip(residual, -6, 6),
+                bins=np.linspace(-6, 6, 61),
+                density=True,
+                histtype="step",
+                color=colour,
+                label=label,
+            )
     left.axline((float(y.mean()),) * 2, slope=1, color="k", linewidth=0.7)
     left.set_xlabel("measured")
     left.set_ylabel("simulated, median and 90 %")
@@ -159,8 +162,11 @@ def _trace(tree: xr.DataTree) -> "Figure":
     trace = tree["trace"].to_dataset()
     guided = trace.isel(step=np.flatnonzero(np.isfinite(trace["misfit_per_datum"].values)))
     figure = _figure(9.0, 3.4)
-    panels = (("misfit_per_datum", "misfit per datum"), ("spread", "spread (prior units)"),
-              ("power", "likelihood power of the update"))
+    panels = (
+        ("misfit_per_datum", "misfit per datum"),
+        ("spread", "spread (prior units)"),
+        ("power", "likelihood power of the update"),
+    )
     for axis, (name, label) in zip(figure.subplots(1, 3), panels, strict=True):
         values = guided[name].values
         axis.plot(guided["calls"].values, values, "o-", ms=3)
@@ -170,6 +176,10 @@ def _trace(tree: xr.DataTree) -> "Figure":
         axis.set_title(label, fontsize=9)
     figure.axes[0].axhline(1, color="k", linewidth=0.7)
     return figure
+
+
+def _array(tree: xr.DataTree, group: str, name: str) -> xr.DataArray:
+    return tree[group].to_dataset()[name]
 
 
 def _figure(width: float, height: float) -> "Figure":

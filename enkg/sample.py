@@ -10,6 +10,7 @@ References: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.0
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import torch
@@ -35,7 +36,7 @@ def euler(prior: Prior, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 
     One denoiser call a member and step.
     """
-    for sigma, to in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, to in pairwise(sigmas):
         x = x + (to - sigma) / sigma * (x - prior.denoise(x, sigma))
     return x
 
@@ -45,7 +46,7 @@ def heun(prior: Prior, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 
     Two denoiser calls a member and step, one for a step to zero.
     """
-    for sigma, to in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, to in pairwise(sigmas):
         slope = (x - prior.denoise(x, sigma)) / sigma
         ahead = x + (to - sigma) * slope
         if to > 0:
@@ -100,7 +101,7 @@ def ancestral(
     x_to = D + s_dn / sigma (x - D) + s_up z with s_up^2 = eta^2 to^2 (sigma^2 - to^2) / sigma^2
     and s_dn^2 = to^2 - s_up^2. One denoiser call a member and step.
     """
-    for step, (sigma, to) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = prior.denoise(x, sigma)
         up = eta * to * (1 - (to / sigma) ** 2) ** 0.5
         down = (to**2 - up**2) ** 0.5

@@ -16,7 +16,8 @@ def karras(levels: int, sigma_max: float, sigma_min: float, rho: float = 7.0) ->
     equation 5, without the final zero. One level gives `sigma_max`.
     """
     _check(levels, sigma_max, sigma_min)
-    ramp = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), levels, dtype=torch.float64)
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    ramp = torch.linspace(*ends, levels, dtype=torch.float64)
     return _with_exact_ends(ramp**rho, sigma_max, sigma_min)
 
 

@@ -2,7 +2,8 @@
 
     experiment.json   every field, versions, seed, git state, host, command; written at the start
     log.txt           what happened, line by line
-    posterior.zarr    xarray DataTree: posterior, prior_samples, observation, predicted, trace, truth
+    posterior.zarr    xarray DataTree: posterior, prior_samples, observation, predicted, trace and,
+                      where it is known, truth
     figures/*.png     pictures
     summary.json      the numbers; written last, so a directory without it is not a finished run
 
@@ -141,7 +142,8 @@ def provenance(experiment: Any, source: Path | None) -> dict[str, Any]:
 def describe(value: Any) -> Any:
     """Any field as JSON: arrays by shape and checksum, functions by name."""
     if isinstance(value, Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        array = np.ascontiguousarray(array)
         out: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
         out["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
         return out | ({"values": array.tolist()} if array.size <= 16 else {})
@@ -191,7 +193,11 @@ def _git(folder: Path) -> dict[str, Any] | None:
     def ask(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(folder), *words],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

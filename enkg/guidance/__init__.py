@@ -22,8 +22,8 @@ METHODS: dict[str, Guidance] = {
 arXiv 2409.20175 (Navier-Stokes and FFHQ; black hole) and arXiv 2503.11043."""
 
 __all__ = [
-    "METHODS",
     "ESMDA",
+    "METHODS",
     "EnKG",
     "EnKGPublished",
     "Forward",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from enkg import random
@@ -97,3 +98,26 @@ def revive(x: Tensor, survivors: Tensor, state: State) -> Tensor:
         (len(state.members),), state.seed, Stream.RESAMPLE, state.members, state.step
     )
     return resample_dead(x, survivors, noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Lots:
+    """What chance decides in a perturbed update: noise eta, (G, m), and the fold of each member."""
+
+    eta: Tensor
+    fold: Tensor | None
+
+
+def draw_lots(state: State, observation: Observation, living: Tensor, folds: int) -> Lots:
+    """For the G living members. A member's fold follows from its identity alone."""
+    members = torch.tensor(state.members)[living.cpu()]
+    eta = observation.noise(state.seed, members.tolist(), state.step).to(living.device)
+    return Lots(eta, (members % folds).to(living.device) if folds > 1 else None)
+
+
+def check_folds(folds: int, members: int) -> None:
+    """Raises InputError where the members do not fill the folds."""
+    if folds < 1 or (folds > 1 and members < 2 * folds):
+        raise InputError(
+            f"{folds} folds of {members} members; give at least one fold, and two members for each"
+        )

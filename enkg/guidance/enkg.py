@@ -12,23 +12,24 @@ and the parts need only add up to one:
         x_j  = flow(x_j, sigma_i -> sigma_{i+1}), or to 0 once the sum is one
 
 Law: for a linear simulator and a Gaussian prior the ensemble tends to the exact posterior as J
-grows, whatever the levels and powers. Otherwise the error is that of a Gaussian fit to (x_sigma, Y).
+grows, whatever the levels and powers. Otherwise the error is that of a Gaussian fit to
+(x_sigma, Y).
 
-The derivative-free guidance of diffusion models by ensemble Kalman updates is due to Zheng et al.
-2024, arXiv 2409.20175 (EnKG); their update has a step of fixed length in which the noise covariance
-does not appear (`enkg.guidance.EnKGPublished`). The update here is that of ES-MDA (Emerick and
-Reynolds 2013, doi 10.1016/j.cageo.2012.03.011) in the noise coordinates of the diffusion model.
+The derivative-free guidance of diffusion models by ensemble Kalman updates is due to Zheng et
+al. 2024, arXiv 2409.20175 (EnKG); their update has a step of fixed length in which the noise
+covariance does not appear (`enkg.guidance.EnKGPublished`). The update here is that of ES-MDA
+(Emerick and Reynolds 2013, doi 10.1016/j.cageo.2012.03.011) in the noise coordinates of the
+diffusion model.
 """
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from enkg.ensemble import alive
 from enkg.errors import InputError
-from enkg.guidance.base import Forward, Guidance, Info, State, revive
+from enkg.guidance.base import Forward, Guidance, Info, Lots, State, check_folds, draw_lots, revive
 from enkg.guidance.kalman import perturbed_update, square_root_update
 from enkg.guidance.tempering import adaptive_power, fixed_powers
 from enkg.observation import Observation
@@ -71,10 +72,7 @@ class EnKG(Guidance):
         super().__post_init__()
         if not 0 < self.cap <= 1:
             raise InputError(f"cap is {self.cap}; expected a power between 0 and 1")
-        if self.folds < 1 or (self.folds > 1 and self.members < 2 * self.folds):
-            raise InputError(
-                f"{self.folds} folds of {self.members} members; each fold needs at least 2 members"
-            )
+        check_folds(self.folds, self.members)
         self._sigmas()
         fixed_powers(self.sweeps, self.ratio)
 
@@ -105,7 +103,7 @@ class EnKG(Guidance):
         else:
             power = fixed_powers(self.updates, self.ratio)[state.step]
         x = state.x.clone()
-        x[living] = self._update(x[living], r, power, state, observation, living)
+        x[living] = self._update(x[living], r, power, self._lots(state, observation, living))
         x = revive(x, living, state)
 
         finished = last or state.beta + power >= 1.0
@@ -126,21 +124,13 @@ class EnKG(Guidance):
         )
         return State(x, state.members, state.seed, state.step + 1, to, beta, finished), info
 
-    def _update(
-        self,
-        x: Tensor,
-        r: Tensor,
-        power: float,
-        state: State,
-        observation: Observation,
-        living: Tensor,
-    ) -> Tensor:
-        if self.deterministic:
+    def _update(self, x: Tensor, r: Tensor, power: float, lots: Lots | None) -> Tensor:
+        if lots is None:
             return square_root_update(x, r, power)
-        members = torch.tensor(state.members)[living.cpu()]
-        eta = observation.noise(state.seed, members.tolist(), state.step)
-        fold = (members % self.folds).to(x.device) if self.folds > 1 else None
-        return perturbed_update(x, r, eta, power, fold)
+        return perturbed_update(x, r, lots.eta, power, lots.fold)
+
+    def _lots(self, state: State, observation: Observation, living: Tensor) -> Lots | None:
+        return None if self.deterministic else draw_lots(state, observation, living, self.folds)
 
     def _clean(self, prior: Prior, x: Tensor, sigma: float) -> Tensor:
         flow = self.flow

@@ -16,8 +16,8 @@ optimiser, not a sampler:
 
 There is no posterior law. Use `EnKG` for inference.
 
-Reference: Zheng et al. 2024, arXiv 2409.20175, algorithm 1 (where the inner product carries the noise
-covariance; the public code's does not).
+Reference: Zheng et al. 2024, arXiv 2409.20175, algorithm 1 (where the inner product carries the
+noise covariance; the public code's does not).
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
 """ES-MDA: ensemble smoother with multiple data assimilation.
 
-    x_j ~ prior;  K times:  x_j += C_xY (C_YY + Gamma / b)^-1 (y + Gamma^(1/2) eta_j / sqrt(b) - Y_j)
+    x_j ~ prior, then K times
+    x_j += C_xY (C_YY + Gamma / b)^-1 (y + Gamma^(1/2) eta_j / sqrt(b) - Y_j)
 
-with powers b that add up to one. It works on clean states, so the prior enters only through its
-samples: nothing pulls the ensemble back to it between the updates. It is the baseline that every
-diffusion-guided method has to beat.
+with powers b that add up to one. It works on clean states, so the prior enters only through
+its samples: nothing pulls the ensemble back to it between the updates. It is the baseline
+that every diffusion-guided method has to beat.
 
 Law: exact posterior for a linear simulator and a Gaussian prior as J grows, for every K.
 
@@ -15,12 +16,10 @@ and Geosciences 55, doi 10.1016/j.cageo.2012.03.011.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from enkg.ensemble import alive
-from enkg.errors import InputError
-from enkg.guidance.base import Forward, Guidance, Info, State, revive
+from enkg.guidance.base import Forward, Guidance, Info, State, check_folds, draw_lots, revive
 from enkg.guidance.kalman import perturbed_update
 from enkg.guidance.tempering import fixed_powers
 from enkg.observation import Observation
@@ -44,10 +43,7 @@ class ESMDA(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         fixed_powers(self.updates, self.ratio)
-        if self.folds < 1 or (self.folds > 1 and self.members < 2 * self.folds):
-            raise InputError(
-                f"{self.folds} folds of {self.members} members; each fold needs at least 2 members"
-            )
+        check_folds(self.folds, self.members)
 
     @property
     def sweeps(self) -> int:
@@ -63,14 +59,11 @@ class ESMDA(Guidance):
         y = forward(state.x)
         living = alive(y)
         r = observation.residual(y)[living]
-        members = torch.tensor(state.members)[living.cpu()]
-        eta = observation.noise(state.seed, members.tolist(), state.step)
-        fold = (members % self.folds).to(r.device) if self.folds > 1 else None
-
+        lots = draw_lots(state, observation, living, self.folds)
         powers = fixed_powers(self.updates, self.ratio)
         power = powers[state.step]
         x = state.x.clone()
-        x[living] = perturbed_update(x[living], r, eta, power, fold)
+        x[living] = perturbed_update(x[living], r, lots.eta, power, lots.fold)
         x = revive(x, living, state)
 
         finished = state.step + 1 == self.updates

@@ -6,10 +6,11 @@ update is
 
     x_j += 1 / sqrt(J - 1) X'^T (B B^T + I / b)^-1 B (r_j + eta_j / sqrt(b))
 
-which equals x_j + C_xy (C_yy + Gamma / b)^-1 (y + Gamma^(1/2) eta_j / sqrt(b) - Y_j) of Emerick and
-Reynolds 2013 (ES-MDA, equation 6). The square-root form moves the mean the same way without eta and
-transforms the anomalies by (I + b B B^T)^(-1/2) (Bishop, Etherton and Majumdar 2001; Hunt, Kostelich
-and Szunyogh 2007), so that mean and covariance are the Kalman ones of the sample to rounding.
+which equals x_j + C_xy (C_yy + Gamma / b)^-1 (y + Gamma^(1/2) eta_j / sqrt(b) - Y_j) of Emerick
+and Reynolds 2013 (ES-MDA). The square-root form moves the mean the same way without eta and
+transforms the anomalies by (I + b B B^T)^(-1/2) (Bishop, Etherton and Majumdar 2001; Hunt,
+Kostelich and Szunyogh 2007), so that mean and covariance are the Kalman ones of the sample to
+rounding.
 
 Weights are solved in float64, in the J x J or the m x m space, whichever is smaller; the state
 keeps its dtype. Cost: O(min(J, m)^3 + J^2 d).
