@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from enkg import __version__, ensemble, metrics
+from enkg import ensemble, metrics
 from enkg.diagnose import verdict
 from enkg.experiment import Experiment
 from enkg.field import Field
@@ -105,7 +106,7 @@ def tabulate(
     tree = xr.DataTree.from_dict(groups)
     tree.attrs.update(
         Conventions="CF-1.11",
-        source=f"enkg {__version__}",
+        source=f"enkg {version('enkg')}",
         method=type(experiment.guidance).__name__,
         seed=experiment.seed,
         unknown=unknown.name,

@@ -1,7 +1,7 @@
 """The smallest complete inversion: 64 unknowns, 16 linear data, and the exact answer beside it.
 
-    enkg run experiments/linear_gaussian.py
-    enkg run experiments/linear_gaussian.py --guidance es-mda --guidance.members 2048
+enkg run experiments/linear_gaussian.py
+enkg run experiments/linear_gaussian.py --guidance es-mda --guidance.members 2048
 """
 
 import torch

@@ -19,8 +19,9 @@ class Function:
     to: makes the array that `f` wants from a NumPy array: `numpy.asarray` (the default),
     `torch.from_numpy`, `jax.numpy.asarray`. chunk: rows of a call. Every call then has exactly this
     many rows, the last one filled up by repeating its last member, so that compiled code is
-    compiled once and a member's answer does not depend on the size of the ensemble. None passes
-    the whole batch.
+    compiled once and a member's answer does not depend on the size of the ensemble; `pad=False`
+    leaves the last call shorter, for functions that see to this themselves. None passes the whole
+    batch.
 
     An exception in a chunk repeats that chunk member by member; members that raise, or answer with
     anything but finite numbers, become NaN rows.
@@ -30,6 +31,7 @@ class Function:
     to: Callable[[ndarray], Any] = np.asarray
     chunk: int | None = None
     batched: bool = True
+    pad: bool = True
 
     def __post_init__(self) -> None:
         if not callable(self.f):
@@ -70,7 +72,7 @@ class Function:
 
     def _alone(self, member: ndarray, width: int) -> tuple[ndarray | None, str]:
         try:
-            return self._call(member[None], width if self.chunk else 1)[0], ""
+            return self._call(member[None], width if self.chunk and self.pad else 1)[0], ""
         except InputError:
             raise
         except Exception as error:  # a simulator may raise anything
@@ -81,7 +83,7 @@ class Function:
         if not self.batched:
             return _host(self.f(self.to(_own(part[0]))))[None]
         full = part
-        if len(part) < width:
+        if len(part) < width and self.pad:
             full = np.concatenate([part, np.repeat(part[-1:], width - len(part), axis=0)])
         y = _host(self.f(self.to(_own(full))))
         if y.ndim == 0 or len(y) != len(full):

@@ -1,0 +1,45 @@
+# make demo      sets everything up and inverts Navier-Stokes vorticity; results in runs/demo
+# make test      sets everything up and passes the tests
+# make test-all  the slow checks as well
+# make lint      ruff, pyright and import-linter alone
+# make docs      the documentation, in site/
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all lint docs clean
+
+demo: .venv/.demo
+	$(BIN)/enkg run experiments/navier_stokes/quickstart.py --out runs/demo --overwrite
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+docs: .venv/.all
+	$(BIN)/mkdocs build --strict --quiet
+
+.venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "enkg needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[fluids]"
+	@touch $@
+
+.venv/.all: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[all]"
+	@touch .venv/.demo $@
+
+clean:
+	rm -rf .venv site

@@ -1,0 +1,71 @@
+"""The share of a run that is spent outside the simulator.
+
+    python experiments/benchmarks/overhead.py --seconds-per-call 0.01
+
+The simulator is a linear map that sleeps for a given time for each member; everything else (prior,
+analysis, random numbers, bookkeeping, files, figures) is enkg. The share is a ratio within one run.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+
+import numpy as np
+import torch
+
+import enkg
+from priors.gaussian_field import gaussian_field
+
+
+def experiment(size: int, members: int, seconds: float) -> enkg.Experiment:
+    """A field of size x size points, every second point observed after a dear identity."""
+    prior = gaussian_field(size)
+
+    def simulator(x: np.ndarray) -> np.ndarray:
+        time.sleep(seconds * len(x))
+        return x[:, ::2, ::2]
+
+    truth = prior.draw(seed=1, members=[0], step=0)[0]
+    exact = enkg.Observation(truth[::2, ::2], std=0.2)
+    observation = enkg.Observation(exact.perturb(exact.y, seed=1), std=0.2)
+    return enkg.Experiment(
+        prior=prior,
+        simulator=enkg.Function(simulator, chunk=16),
+        observation=observation,
+        guidance=enkg.EnKG(members=members),
+        truth=truth,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--size", type=int, default=64, help="points per side of the field")
+    parser.add_argument("--members", type=int, default=256)
+    parser.add_argument("--seconds-per-call", type=float, default=0.01)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    base = experiment(given.size, given.members, given.seconds_per_call)
+    shares = []
+    for repeat in range(given.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            tree = enkg.run(dataclasses.replace(base, seed=repeat), folder + "/run")
+            wall = time.perf_counter() - begin
+        summary = json.loads(tree.attrs["summary"])
+        inside = summary["simulator_seconds"]
+        shares.append(1 - inside / wall)
+        print(
+            f"run {repeat}: {summary['calls']} calls, {wall:.2f} s, outside the simulator "
+            f"{wall - inside:.2f} s = {shares[-1]:.1%}"
+        )
+    print(
+        f"median share outside the simulator: {np.median(shares):.1%} ({given.members} members of "
+        f"{given.size}^2, {base.observation.size} data, {given.seconds_per_call * 1e3:.0f} ms a "
+        f"call, {torch.get_num_threads()} threads)"
+    )
+
+
+if __name__ == "__main__":
+    main()
