@@ -36,45 +36,65 @@ def perturbed_update(
     fold of each member, integers of shape (J,); None computes one gain from all members.
     """
     innovations = r + anomalies(eta.to(r)) / power**0.5
-    flat = x.flatten(1)
+    everyone = torch.ones(len(r), dtype=torch.bool, device=r.device)
     if fold is None:
-        weights = _weights(r, innovations, power)
-        return (flat + weights.to(x) @ anomalies(flat)).reshape(x.shape)
-    moved = flat.clone()
-    for k in fold.unique().tolist():
-        mine = fold == k
-        weights = _weights(r[~mine], innovations[mine], power)
-        moved[mine] += weights.to(x) @ anomalies(flat[~mine])
-    return moved.reshape(x.shape)
+        groups = [(everyone, everyone)]
+    else:
+        groups = [(fold == k, fold != k) for k in fold.unique().tolist()]
+    weights = torch.zeros(len(r), len(r), dtype=r.dtype, device=r.device)
+    if r.shape[1] < len(r):
+        for moved, trained in groups:
+            weights[moved.nonzero(), trained.nonzero().T] = _weights_in_data_space(
+                r[trained], innovations[moved], power
+            )
+    else:
+        gram, cross = r @ r.T, innovations @ r.T
+        for moved, trained in groups:
+            weights[moved.nonzero(), trained.nonzero().T] = _weights_in_ensemble_space(
+                gram[trained][:, trained], cross[moved][:, trained], power
+            )
+    # Each row of the weights adds up to zero, so any common mean may be taken off.
+    return _add(x, weights)
 
 
 def square_root_update(x: Tensor, r: Tensor, power: float) -> Tensor:
     """Deterministic (ensemble transform) update, shape (J, *X) to (J, *X)."""
-    flat = x.flatten(1)
     b = -anomalies(r) / (len(r) - 1) ** 0.5
     if b.shape[1] < len(b):
         values, v = torch.linalg.eigh(b.T @ b)
         values = values.clamp(min=0)
-        safe = values.clamp(min=values[-1] * 1e-14 + 1e-300)
-        u = b @ v / safe.sqrt()
+        # Directions without variance are left alone below, whatever u is there.
+        u = b @ v / values.clamp(min=values[-1] * 1e-14 + 1e-300).sqrt()
     else:
         values, u = torch.linalg.eigh(b @ b.T)
         values = values.clamp(min=0)
     shrink = (1 + power * values).rsqrt() - 1
-    transform = torch.eye(len(b), dtype=b.dtype, device=b.device) + (u * shrink) @ u.T
-    shift = _weights(r, r.mean(dim=0, keepdim=True), power)
-    moved = flat.mean(dim=0) + (transform + shift).to(x) @ anomalies(flat)
-    return moved.reshape(x.shape)
+    mean_shift = -(r.mean(dim=0) @ b.T @ u) * power / (1 + power * values)
+    shift = -(mean_shift @ u.T) / (len(r) - 1) ** 0.5
+    return _add(x, (u * shrink) @ u.T + shift)
 
 
-def _weights(r: Tensor, innovations: Tensor, power: float) -> Tensor:
-    """Weights W with dx = W X' for innovations of shape (n, m), gain from r of shape (J, m)."""
+def _add(x: Tensor, weights: Tensor) -> Tensor:
+    """x + W X' in the dtype of x."""
+    flat = x.flatten(1)
+    return (flat + weights.to(x) @ anomalies(flat)).reshape(x.shape)
+
+
+def _weights_in_data_space(r: Tensor, innovations: Tensor, power: float) -> Tensor:
+    """W with dx = W X', shape (n, G), for n innovations and G members, by an m x m system."""
     b = -anomalies(r) / (len(r) - 1) ** 0.5
-    small = b.T @ b if b.shape[1] < len(b) else b @ b.T
-    small.diagonal().add_(1 / power)
-    factor = torch.linalg.cholesky(small)
-    if b.shape[1] < len(b):
-        solved = torch.cholesky_solve(innovations.T, factor).T @ b.T
-    else:
-        solved = torch.cholesky_solve(b @ innovations.T, factor).T
-    return solved / (len(r) - 1) ** 0.5
+    system = b.T @ b
+    system.diagonal().add_(1 / power)
+    solved = torch.cholesky_solve(innovations.T, torch.linalg.cholesky(system))
+    return solved.T @ b.T / (len(r) - 1) ** 0.5
+
+
+def _weights_in_ensemble_space(gram: Tensor, cross: Tensor, power: float) -> Tensor:
+    """The same by a G x G system. gram: r r^T, (G, G). cross: innovations r^T, (n, G)."""
+    size = len(gram)
+    centred = gram - gram.mean(dim=0, keepdim=True)
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    system = centred / (size - 1)
+    system.diagonal().add_(1 / power)
+    right = (cross - cross.mean(dim=1, keepdim=True)).T
+    return -torch.cholesky_solve(right, torch.linalg.cholesky(system)).T / (size - 1)
