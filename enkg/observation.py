@@ -23,8 +23,10 @@ class Observation:
 
     y: shape Y, any number of axes. Exactly one of `std` (one number, or one per datum, shape Y) and
     `covariance` (shape (n, n) for the n flattened elements of y). mask: bool, shape Y, True where
-    there is a datum; elements outside it may be NaN and are never used. Arrays may be NumPy arrays
-    or tensors.
+    there is a datum; elements outside it may be NaN and are never used. independent: number of
+    independent data behind y, where y holds a datum in more than one form (a phase as its cosine
+    and sine, say); it scales the misfit per datum and nothing else. Arrays may be NumPy arrays or
+    tensors.
 
     All algebra is in float64. `size` is the number m of data in use.
     """
@@ -33,6 +35,7 @@ class Observation:
     std: Any = None
     covariance: Any = None
     mask: Any = None
+    independent: int | None = None
 
     def __post_init__(self) -> None:
         y = torch.as_tensor(self.y).double()
@@ -54,6 +57,11 @@ class Observation:
             raise InputError("the observation holds no datum: y is empty or fully masked")
         if (self.std is None) == (self.covariance is None):
             raise InputError("give the noise as exactly one of std= and covariance=")
+        if self.independent is not None and not 1 <= self.independent <= int(mask.sum()):
+            raise InputError(
+                f"independent is {self.independent}; expected between 1 and the {int(mask.sum())} "
+                "data in use"
+            )
         object.__setattr__(self, "y", y)
         object.__setattr__(self, "mask", mask)
         if self.std is not None:
@@ -99,6 +107,10 @@ class Observation:
     def misfit(self, y: Tensor) -> Tensor:
         """Phi = 1/2 |y_observed - y|^2 in the metric of the noise, (J, *Y) to (J,)."""
         return 0.5 * self.residual(y).square().sum(dim=1)
+
+    def misfit_per_datum(self, y: Tensor) -> float:
+        """Mean over members of 2 Phi over the number of independent data; 1 if calibrated."""
+        return float(2 * self.misfit(y).mean()) / (self.independent or self.size)
 
     def noise(self, seed: int, members: Sequence[int], step: int) -> Tensor:
         """Whitened observation noise for perturbed observations, shape (J, m), float64."""

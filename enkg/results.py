@@ -41,14 +41,14 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
 
     def misfit(y: Tensor) -> float:
         living = y[ensemble.alive(y)]
-        return float(2 * observation.misfit(living).mean() / observation.size)
+        return observation.misfit_per_datum(living)
 
     spread = ensemble.spread(x) / ensemble.spread(outcome.prior_x)
     judged = verdict(
         law=guidance.posterior_law,
         beta=outcome.beta,
         misfit_per_datum=misfit(outcome.predicted),
-        data=observation.size,
+        data=observation.independent or observation.size,
         spread=spread,
         members=guidance.members,
         failed_share=outcome.failed / max(outcome.asked, 1),
@@ -65,7 +65,7 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     return {
         "method": type(guidance).__name__,
         "members": guidance.members,
-        "data": observation.size,
+        "data": observation.independent or observation.size,
         "calls": outcome.calls,
         "failed": outcome.failed,
         "denoiser_calls": outcome.denoiser_calls,

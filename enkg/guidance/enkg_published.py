@@ -127,8 +127,7 @@ class EnKGPublished(Guidance):
             moved = flat - (self._length(state.step) / norm * c).to(x) @ anomalies(flat)
             x = x.clone()
             x[living] = moved.reshape(-1, *x.shape[1:])
-        misfit = 2 * observation.misfit(y[living]).mean() / observation.size
-        return revive(x, living, state), float(misfit)
+        return revive(x, living, state), observation.misfit_per_datum(y[living])
 
     def _length(self, level: int) -> float:
         if self.decay_floor is None:

@@ -74,7 +74,7 @@ class ESMDA(Guidance):
             progress=(state.step + 1) / self.updates,
             power=power,
             beta=beta,
-            misfit=float(r.square().sum(dim=1).mean() / observation.size),
+            misfit=observation.misfit_per_datum(y[living]),
             evaluated=((state.x, y),),
         )
         return State(x, state.members, state.seed, state.step + 1, 0.0, beta, finished), info

@@ -31,6 +31,7 @@ def experiment(
         prior=prior,
         simulator=measured.simulator,
         observation=measured.observation,
+        guidance=enkg.EnKG(members=560, updates=5, ratio=3.0, folds=20),
         units=enkg.Affine(scale=STD),
         unknown=vorticity("vorticity", size),
         data=vorticity("final_vorticity", size, subsampling),
