@@ -16,12 +16,15 @@ from math import prod
 from typing import Protocol, runtime_checkable
 
 import torch
+from numpy import ndarray
 from torch import Tensor
 
 from enkg import random
 from enkg.errors import InputError
 from enkg.random import Stream
 from enkg.transform import Eigenbasis, Identity, Transform
+
+Array = Tensor | ndarray
 
 
 @runtime_checkable
@@ -60,7 +63,7 @@ class Flowing(Protocol):
 class Gaussian:
     """N(mean, T^-1 diag(variance) T) with an orthonormal transform T.
 
-    mean: shape X. variance: shape (K,), not negative, in the coordinates of `transform`
+    Arrays may be NumPy arrays or tensors. mean: shape X. variance: shape (K,), not negative, in the coordinates of `transform`
     (`Identity`, `RealFourier` or `Eigenbasis`). Everything is exact, with J = C / (C + sigma^2) in
     these coordinates:
 
@@ -75,12 +78,14 @@ class Gaussian:
     transform: Transform
 
     def __post_init__(self) -> None:
+        _as_tensors(self, "mean", "variance")
         _check_mean(self.mean, self.transform)
         _check_variance(self.variance, self.transform)
 
     @classmethod
-    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "Gaussian":
+    def from_covariance(cls, mean: Array, covariance: Array) -> "Gaussian":
         """From a dense covariance, shape (d, d) for a mean of d elements (any shape)."""
+        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
         d = mean.numel()
         if tuple(covariance.shape) != (d, d):
             raise InputError(
@@ -98,12 +103,13 @@ class Gaussian:
         return cls(mean, values.clamp(min=0), Eigenbasis(vectors, tuple(mean.shape)))
 
     @classmethod
-    def from_samples(cls, samples: Tensor, components: int | None = None) -> "Gaussian":
+    def from_samples(cls, samples: Array, components: int | None = None) -> "Gaussian":
         """Moments of samples, shape (N, *X), along their principal components.
 
         `components`: how many to keep, at most N - 1; None keeps all. The variance outside them is
         dropped.
         """
+        samples = torch.as_tensor(samples)
         if samples.dim() < 2 or len(samples) < 2:
             raise InputError(f"samples of shape {tuple(samples.shape)}; expected (N, *X), N >= 2")
         keep = min(len(samples) - 1, samples[0].numel())
@@ -164,6 +170,7 @@ class Mixture:
     transform: Transform
 
     def __post_init__(self) -> None:
+        _as_tensors(self, "centres", "kernel", "mean")
         _check_mean(self.mean, self.transform)
         _check_variance(self.kernel, self.transform)
         if bool((self.kernel <= 0).any()):
@@ -177,8 +184,9 @@ class Mixture:
             raise InputError("the centres of the mixture hold NaN or infinity")
 
     @classmethod
-    def from_samples(cls, samples: Tensor, bandwidth: float) -> "Mixture":
+    def from_samples(cls, samples: Array, bandwidth: float) -> "Mixture":
         """Kernel density of samples, shape (N, *X), with an isotropic kernel of that width."""
+        samples = torch.as_tensor(samples)
         if samples.dim() < 2:
             raise InputError(f"samples of shape {tuple(samples.shape)}; expected (N, *X)")
         if not bandwidth > 0:
@@ -189,7 +197,7 @@ class Mixture:
         return cls(samples.flatten(1), kernel, mean, Identity(shape))
 
     @classmethod
-    def shrunken(cls, gaussian: Gaussian, coefficients: Tensor, eta: float = 0.5) -> "Mixture":
+    def shrunken(cls, gaussian: Gaussian, coefficients: Array, eta: float = 0.5) -> "Mixture":
         """The mixture whose first two moments are those of the Gaussian.
 
         coefficients: samples in the Gaussian's coordinates, shape (N, K), covariance
@@ -199,7 +207,7 @@ class Mixture:
         if not 0 < eta <= 1:
             raise InputError(f"eta is {eta}; expected 0 < eta <= 1")
         return cls(
-            (1 - eta**2) ** 0.5 * coefficients,
+            (1 - eta**2) ** 0.5 * torch.as_tensor(coefficients),
             eta**2 * gaussian.variance,
             gaussian.mean,
             gaussian.transform,
@@ -227,6 +235,12 @@ class Mixture:
         z = random.normal((self.transform.size,), seed, Stream.INITIAL, members, step)
         z = self.centres.double()[which] + self.kernel.double().sqrt() * z
         return self.mean.double() + self.transform.inverse(z)
+
+
+def _as_tensors(prior: object, *names: str) -> None:
+    """Lets the fields of a frozen prior be given as NumPy arrays."""
+    for name in names:
+        object.__setattr__(prior, name, torch.as_tensor(getattr(prior, name)))
 
 
 def _check_mean(mean: Tensor, transform: Transform) -> None:

@@ -89,6 +89,7 @@ class Eigenbasis:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "basis", torch.as_tensor(self.basis))
         d = prod(self.shape)
         if self.basis.dim() != 2 or self.basis.shape[0] != d or self.basis.shape[1] > d:
             raise InputError(

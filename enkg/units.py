@@ -33,7 +33,7 @@ class Affine:
     offset: float | Tensor = 0.0
 
     def __post_init__(self) -> None:
-        _check_scale(self.scale)
+        _as_numbers(self)
 
     def to_simulator(self, x: Tensor) -> Tensor:
         return _like(self.offset, x) + _like(self.scale, x) * x
@@ -56,7 +56,7 @@ class Log:
     highest: float = 50.0
 
     def __post_init__(self) -> None:
-        _check_scale(self.scale)
+        _as_numbers(self)
         if not self.lowest < self.highest:
             raise InputError(f"Log units clip to [{self.lowest}, {self.highest}], an empty range")
 
@@ -77,7 +77,14 @@ def _like(value: float | Tensor, x: Tensor) -> float | Tensor:
     return value.to(x) if isinstance(value, Tensor) else value
 
 
-def _check_scale(scale: float | Tensor) -> None:
-    values = torch.as_tensor(scale)
+def _as_numbers(units: "Affine | Log") -> None:
+    """Lets scale and offset be given as NumPy arrays, and checks them."""
+    for name in ("scale", "offset"):
+        value = getattr(units, name)
+        if not isinstance(value, int | float | Tensor):
+            object.__setattr__(units, name, torch.as_tensor(value))
+    values, offset = torch.as_tensor(units.scale), torch.as_tensor(units.offset)
+    if not bool(offset.isfinite().all()):
+        raise InputError("the offset of the units must be finite")
     if not bool(values.isfinite().all()) or bool((values == 0).any()):
         raise InputError("the scale of the units must be finite and nowhere zero")
