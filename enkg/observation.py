@@ -31,7 +31,7 @@ class Observation:
     All algebra is in float64. `size` is the number m of data in use.
     """
 
-    y: Tensor
+    y: Any
     std: Any = None
     covariance: Any = None
     mask: Any = None

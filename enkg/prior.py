@@ -63,9 +63,9 @@ class Flowing(Protocol):
 class Gaussian:
     """N(mean, T^-1 diag(variance) T) with an orthonormal transform T.
 
-    Arrays may be NumPy arrays or tensors. mean: shape X. variance: shape (K,), not negative, in the coordinates of `transform`
-    (`Identity`, `RealFourier` or `Eigenbasis`). Everything is exact, with J = C / (C + sigma^2) in
-    these coordinates:
+    Arrays may be NumPy arrays or tensors. mean: shape X. variance: shape (K,), not negative, in the
+    coordinates of `transform` (`Identity`, `RealFourier` or `Eigenbasis`). Everything is exact,
+    with J = C / (C + sigma^2) in these coordinates:
 
         D(x, sigma)        = m + J (x - m)
         flow sigma -> to   = m + sqrt((C + to^2) / (C + sigma^2)) (x - m)

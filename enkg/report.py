@@ -86,6 +86,9 @@ def _maps(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
         axis.set_title(title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
+        if axis is axes[0]:
+            axis.set_ylabel(f"{x.dims[1]}, downwards", fontsize=8)
+            axis.set_xlabel(str(x.dims[2]), fontsize=8)
         figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03).ax.tick_params(labelsize=7)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()

@@ -40,7 +40,7 @@ def experiment(size: int, members: int, seconds: float) -> enkg.Experiment:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--size", type=int, default=64, help="points per side of the field")
     parser.add_argument("--members", type=int, default=256)
     parser.add_argument("--seconds-per-call", type=float, default=0.01)

@@ -109,7 +109,7 @@ def split_r_hat(draws: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--chains", type=int, default=48)
     parser.add_argument("--iterations", type=int, default=800, help="half of them are warm-up")
     parser.add_argument("--leapfrogs", type=int, default=16)
