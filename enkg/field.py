@@ -14,8 +14,8 @@ class Field:
     """What a tensor of shape X or Y is called.
 
     name: name of the variable in files. unit: of the simulator's numbers, "1" for none. dims: names
-    of the axes; None counts them (x_dim_0, ...). coords: values along an axis, by its name.
-    colour_map: for figures, any of matplotlib's.
+    of the axes; None counts them (x_dim_0, ...). coords: values along an axis, by its name; or,
+    under any other name, a pair (axis, values). colour_map: for figures, any of matplotlib's.
     """
 
     name: str
@@ -34,11 +34,13 @@ class Field:
                 f"{self.name} has shape {tuple(shape)} but the names of {len(self.dims)} axes: "
                 f"{self.dims}"
             )
-        for axis, length in zip(self.dims, shape, strict=True):
-            if axis in self.coords and len(np.asarray(self.coords[axis])) != length:
+        lengths = dict(zip(self.dims, shape, strict=True))
+        for name, given in self.coords.items():
+            axis, values = (name, given) if name in lengths else given
+            if len(np.asarray(values)) != lengths.get(axis):
                 raise InputError(
-                    f"axis {axis} of {self.name} has {length} elements but "
-                    f"{len(np.asarray(self.coords[axis]))} coordinates"
+                    f"coordinate {name} of {self.name} has {len(np.asarray(values))} values along "
+                    f"{axis}; the axes are {lengths}"
                 )
         return self.dims
 

@@ -118,8 +118,7 @@ def tabulate(
 
 def _members(label: Field, values: Tensor, axes: tuple[str, ...]) -> xr.Dataset:
     array = values.detach().cpu().numpy()
-    coords = {k: v for k, v in label.coords.items() if k in axes}
-    coords["member"] = np.arange(len(array))
+    coords = {"member": np.arange(len(array)), **label.coords}
     return xr.Dataset({label.name: (("member", *axes), array, label.attributes())}, coords=coords)
 
 

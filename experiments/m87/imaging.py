@@ -99,10 +99,22 @@ def imaging(
             coords={"north": place, "east": place},
             colour_map="afmhot",
         ),
-        data=enkg.Field("closure", dims=("datum",), coords=data.per_datum()),
+        data=enkg.Field(
+            "closure",
+            long_name="closure phasors and log closure amplitudes",
+            dims=("datum",),
+            coords={name: ("datum", values) for name, values in data.per_datum().items()},
+        ),
         truth=truth,
         analyse=Reading(data, field_of_view, prior),
     )
+
+
+def aligned_error(image: np.ndarray, truth: np.ndarray, reach: int = 6) -> float:
+    """Smallest relative error over whole-pixel shifts: closures do not know where the source is."""
+    steps = range(-reach, reach + 1)
+    shifted = (np.roll(image, (i, j), axis=(0, 1)) for i in steps for j in steps)
+    return float(min(np.linalg.norm(s - truth) for s in shifted) / np.linalg.norm(truth))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +145,9 @@ class Reading:
                 "high": float(high),
             },
         }
+        if "truth" in tree:
+            truth = tree["truth"].to_dataset()["brightness"].values
+            metrics["relative_error_aligned"] = aligned_error(mean, truth)
         if folder is not None:
             self._write(images, tree.attrs["seed"], folder)
         tables = [self._chi_table(seen), self._ring_table(rings, prior_rings)]
