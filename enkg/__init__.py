@@ -12,7 +12,7 @@ from enkg.errors import EnkgError, EnsembleFailure, InputError, StoreError
 from enkg.execute import Function
 from enkg.experiment import Experiment
 from enkg.field import Field
-from enkg.guidance import ESMDA, METHODS, EnKG, EnKGPublished, Guidance, Info, State
+from enkg.guidance import ESMDA, METHODS, SLR, EnKG, EnKGPublished, Guidance, Info, State
 from enkg.observation import Observation
 from enkg.prior import Gaussian, Mixture, Prior
 from enkg.report import Analysis, Table
@@ -27,6 +27,7 @@ from enkg.units import Affine, Log, Units
 __all__ = [
     "ESMDA",
     "METHODS",
+    "SLR",
     "Affine",
     "Analysis",
     "Eigenbasis",

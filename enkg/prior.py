@@ -1,8 +1,9 @@
 """Priors: what the unknown looks like, as a denoiser at every noise level.
 
-A prior is anything with a `shape` and a `denoise`. Two more abilities are optional, each a protocol
-of its own: `Drawable` priors give exact samples, `Flowing` ones know their probability-flow map in
-closed form. The two exact priors of this module have the first; the Gaussian has both.
+A prior is anything with a `shape` and a `denoise`. Three more abilities are optional, each a
+protocol of its own: `Drawable` priors give exact samples, `Flowing` ones know their
+probability-flow map in closed form, `White` ones are Gaussian. The two exact priors of this module
+have the first; the Gaussian has all.
 
 Notation: x_sigma = x_0 + sigma n, D(x, sigma) = E[x_0 | x_sigma = x].
 
@@ -56,6 +57,20 @@ class Flowing(Protocol):
 
     def flow(self, x: Tensor, sigma: float, to: float) -> Tensor:
         """Carries x_sigma to the noise level `to` (0 is allowed), shape (J, *X) to (J, *X)."""
+        ...
+
+
+@runtime_checkable
+class White(Protocol):
+    """A Gaussian prior, written as the image of white noise: x = m + sum_k scales_k z_k e_k."""
+
+    @property
+    def scales(self) -> Tensor:
+        """Standard deviation of each coordinate, shape (K,)."""
+        ...
+
+    def from_white(self, z: Tensor) -> Tensor:
+        """Standard normal coordinates (J, K) to members (J, *X)."""
         ...
 
 
@@ -147,8 +162,15 @@ class Gaussian:
         )
 
     def draw(self, seed: int, members: Sequence[int], step: int) -> Tensor:
-        z = random.normal((self.transform.size,), seed, Stream.INITIAL, members, step)
-        return self.mean.double() + self.transform.inverse(self.variance.double().sqrt() * z)
+        size = (self.transform.size,)
+        return self.from_white(random.normal(size, seed, Stream.INITIAL, members, step))
+
+    @property
+    def scales(self) -> Tensor:
+        return self.variance.sqrt()
+
+    def from_white(self, z: Tensor) -> Tensor:
+        return self.mean.to(z) + self.transform.inverse(self.scales.to(z) * z)
 
 
 @dataclass(frozen=True, eq=False)

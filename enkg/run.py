@@ -23,7 +23,7 @@ from enkg.errors import EnsembleFailure, InputError
 from enkg.execute import as_evaluator
 from enkg.experiment import Experiment
 from enkg.guidance import Info
-from enkg.prior import Drawable, Flowing, Prior
+from enkg.prior import Drawable, Flowing, Prior, White
 from enkg.simulator import Evaluator, Progress
 
 log = logging.getLogger("enkg")
@@ -116,7 +116,7 @@ def _run(
             rows.append(_row(info, forward, prior, begin))
             _log_step(rows[-1])
             observer.stepped(info, rows[-1])
-        count = guidance.members if experiment.predict is None else experiment.predict
+        count = len(state.x) if experiment.predict is None else experiment.predict
         checked = state.x[:count]
         predicted = forward(checked)
     finally:
@@ -213,21 +213,31 @@ class _Counted:
         return denoised
 
 
-class _CountedDrawable(_Counted):
+class _CountedDraw(_Counted):
     def draw(self, seed: int, members: Any, step: int) -> Tensor:
         return self.inner.draw(seed, members, step)
 
 
-class _CountedFlowing(_CountedDrawable):
+class _CountedFlow(_Counted):
     def flow(self, x: Tensor, sigma: float, to: float) -> Tensor:
         self.calls += len(x)  # the closed form costs as much as one denoiser call
         return self.inner.flow(x, sigma, to)
 
 
+class _CountedWhite(_Counted):
+    @property
+    def scales(self) -> Tensor:
+        return self.inner.scales
+
+    def from_white(self, z: Tensor) -> Tensor:
+        return self.inner.from_white(z)
+
+
 def _counted(prior: Prior) -> _Counted:
-    if isinstance(prior, Flowing) and isinstance(prior, Drawable):
-        return _CountedFlowing(prior)
-    return _CountedDrawable(prior) if isinstance(prior, Drawable) else _Counted(prior)
+    """The same prior, with just the abilities that it has."""
+    abilities = {Drawable: _CountedDraw, Flowing: _CountedFlow, White: _CountedWhite}
+    able = tuple(kind for ability, kind in abilities.items() if isinstance(prior, ability))
+    return type("Counted", (*able, _Counted), {})(prior)
 
 
 def _device(name: str) -> torch.device:

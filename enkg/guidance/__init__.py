@@ -7,11 +7,13 @@ from enkg.guidance.base import Forward, Guidance, Info, State
 from enkg.guidance.enkg import EnKG
 from enkg.guidance.enkg_published import EnKGPublished
 from enkg.guidance.es_mda import ESMDA
+from enkg.guidance.slr import SLR
 
 METHODS: dict[str, Guidance] = {
     "enkg": EnKG(),
     "enkg-square-root": EnKG(deterministic=True),
     "es-mda": ESMDA(),
+    "slr": SLR(),
     "enkg-published": EnKGPublished(),
     "enkg-published-black-hole": EnKGPublished(
         members=1024, updates=1, step_size=3.5, first_guided=9, last_guided=71, decay_floor=1e-3
@@ -24,6 +26,7 @@ arXiv 2409.20175 (Navier-Stokes and FFHQ; black hole) and arXiv 2503.11043."""
 __all__ = [
     "ESMDA",
     "METHODS",
+    "SLR",
     "EnKG",
     "EnKGPublished",
     "Forward",
