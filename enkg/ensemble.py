@@ -5,10 +5,12 @@ A member is dead when its simulated data hold anything but finite numbers.
 
 from torch import Tensor
 
+from enkg.arrays import rows
+
 
 def alive(y: Tensor) -> Tensor:
     """Members whose row of `y`, shape (J, *Y), holds finite numbers only; bool, shape (J,)."""
-    return y.flatten(1).isfinite().all(dim=1)
+    return rows(y).isfinite().all(dim=1)
 
 
 def anomalies(x: Tensor) -> Tensor:
@@ -21,7 +23,7 @@ def cross_covariance(x: Tensor, y: Tensor) -> Tensor:
 
     Only for small d and m: the methods themselves stay in ensemble space.
     """
-    dx, dy = anomalies(x).flatten(1), anomalies(y).flatten(1)
+    dx, dy = rows(anomalies(x)), rows(anomalies(y))
     return dx.T @ dy / (len(x) - 1)
 
 
@@ -42,7 +44,7 @@ def resample_dead(x: Tensor, survivors: Tensor, noise: Tensor) -> Tensor:
         return x
     good = x[survivors]
     weights = noise[~survivors][:, survivors].to(x) / (len(good) - 1) ** 0.5
-    draws = good.mean(dim=0).flatten() + weights @ anomalies(good).flatten(1)
+    draws = good.mean(dim=0).flatten() + weights @ rows(anomalies(good))
     x = x.clone()
     x[~survivors] = draws.reshape(-1, *x.shape[1:])
     return x

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import xarray as xr
 
+from enkg.arrays import tensor
 from enkg.errors import InputError
-from enkg.field import Field
+from enkg.field import Field, check_names
 from enkg.guidance import EnKG, Guidance
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -73,10 +73,9 @@ class Experiment:
             )
         if self.predict is not None and self.predict < 1:
             raise InputError(f"predict is {self.predict}; expected at least one member, or None")
-        self.unknown.axes(self.prior.shape)
-        self.data.axes(self.observation.y.shape)
+        check_names(self.unknown, self.prior.shape, self.data, self.observation.y.shape)
         if self.truth is not None:
-            truth = torch.as_tensor(self.truth)
+            truth = tensor(self.truth)
             if tuple(truth.shape) != tuple(self.prior.shape):
                 raise InputError(
                     f"the truth has shape {tuple(truth.shape)}, the prior {self.prior.shape}"

@@ -47,3 +47,28 @@ class Field:
     def attributes(self) -> dict[str, str]:
         """CF-like attributes."""
         return {"units": self.unit, "long_name": self.long_name or self.name}
+
+
+RESERVED = ("member", "std", "covariance", "mask")
+
+
+def check_names(unknown: Field, x: Sequence[int], data: Field, y: Sequence[int]) -> None:
+    """Refuses names with which the results could not be written: unknown of shape x, data of y."""
+    if unknown.name == data.name:
+        raise InputError(f"the unknown and the data are both called {data.name!r}; rename one")
+    lengths: dict[str, int] = {}
+    for label, shape in ((unknown, x), (data, y)):
+        axes = label.axes(shape)
+        for word in (*axes, label.name):
+            if word in RESERVED:
+                raise InputError(f"{word!r} is a name that enkg itself gives; rename it")
+        if len(set(axes)) < len(axes):
+            raise InputError(f"two axes of {label.name} have one name: {axes}")
+        for axis, length in zip(axes, shape, strict=True):
+            if lengths.setdefault(axis, length) != length:
+                raise InputError(
+                    f"axis {axis} has {lengths[axis]} elements in {unknown.name} and {length} in "
+                    f"{data.name}; give them different names"
+                )
+        if label.name in axes:
+            raise InputError(f"{label.name} is the name of a field and of its axis; rename one")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from enkg import random
+from enkg.arrays import tensor
 from enkg.errors import InputError
 from enkg.random import Stream
 
@@ -38,10 +39,10 @@ class Observation:
     independent: int | None = None
 
     def __post_init__(self) -> None:
-        y = torch.as_tensor(self.y).double()
+        y = tensor(self.y, torch.float64)
         mask = torch.ones(y.shape, dtype=torch.bool)
         if self.mask is not None:
-            mask = torch.as_tensor(self.mask)
+            mask = tensor(self.mask)
             if mask.dtype != torch.bool or mask.shape != y.shape:
                 raise InputError(
                     f"the mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected bool "
@@ -67,7 +68,7 @@ class Observation:
         if self.std is not None:
             object.__setattr__(self, "std", _check_std(self.std, y, mask))
         else:
-            covariance = torch.as_tensor(self.covariance).double()
+            covariance = tensor(self.covariance, torch.float64)
             if covariance.shape != (y.numel(), y.numel()):
                 raise InputError(
                     f"the noise covariance has shape {tuple(covariance.shape)}; y has "
@@ -88,7 +89,7 @@ class Observation:
         keep = self.mask.flatten()
         block = self.covariance[keep][:, keep]
         factor, failed = torch.linalg.cholesky_ex(block)
-        symmetric = torch.allclose(block, block.T, rtol=1e-8, atol=0)
+        symmetric = torch.allclose(block, block.T, rtol=0, atol=1e-8 * float(block.abs().max()))
         if int(failed) or not symmetric:
             raise InputError("the noise covariance is not symmetric and positive definite")
         return factor
@@ -129,7 +130,7 @@ class Observation:
 
 
 def _check_std(std: Any, y: Tensor, mask: Tensor) -> Tensor:
-    std = torch.as_tensor(std).double()
+    std = tensor(std, torch.float64)
     if std.dim() and std.shape != y.shape:
         raise InputError(
             f"std has shape {tuple(std.shape)}; expected one number or the shape of y, "

@@ -21,6 +21,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from enkg import random
+from enkg.arrays import rows, tensor
 from enkg.errors import InputError
 from enkg.random import Stream
 from enkg.transform import Eigenbasis, Identity, Transform
@@ -100,7 +101,7 @@ class Gaussian:
     @classmethod
     def from_covariance(cls, mean: Array, covariance: Array) -> "Gaussian":
         """From a dense covariance, shape (d, d) for a mean of d elements (any shape)."""
-        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
+        mean, covariance = tensor(mean), tensor(covariance)
         d = mean.numel()
         if tuple(covariance.shape) != (d, d):
             raise InputError(
@@ -124,8 +125,8 @@ class Gaussian:
         `components`: how many to keep, at most N - 1; None keeps all. The variance outside them is
         dropped.
         """
-        samples = torch.as_tensor(samples)
-        if samples.dim() < 2 or len(samples) < 2:
+        samples = tensor(samples)
+        if samples.dim() < 1 or len(samples) < 2:
             raise InputError(f"samples of shape {tuple(samples.shape)}; expected (N, *X), N >= 2")
         keep = min(len(samples) - 1, samples[0].numel())
         if components is not None:
@@ -136,7 +137,7 @@ class Gaussian:
                 )
             keep = components
         mean = samples.double().mean(dim=0)
-        centred = (samples.double() - mean).flatten(1)
+        centred = rows(samples.double() - mean)
         _, s, vt = torch.linalg.svd(centred, full_matrices=False)
         variance = s[:keep] ** 2 / (len(samples) - 1)
         return cls(mean, variance, Eigenbasis(vt[:keep].T.contiguous(), tuple(mean.shape)))
@@ -208,15 +209,15 @@ class Mixture:
     @classmethod
     def from_samples(cls, samples: Array, bandwidth: float) -> "Mixture":
         """Kernel density of samples, shape (N, *X), with an isotropic kernel of that width."""
-        samples = torch.as_tensor(samples)
-        if samples.dim() < 2:
+        samples = tensor(samples)
+        if samples.dim() < 1:
             raise InputError(f"samples of shape {tuple(samples.shape)}; expected (N, *X)")
         if not bandwidth > 0:
             raise InputError(f"bandwidth {bandwidth}; expected a positive width, in prior units")
         shape = tuple(samples.shape[1:])
         kernel = torch.full((prod(shape),), bandwidth**2, dtype=torch.float64)
         mean = torch.zeros(shape, dtype=torch.float64)
-        return cls(samples.flatten(1), kernel, mean, Identity(shape))
+        return cls(rows(samples), kernel, mean, Identity(shape))
 
     @classmethod
     def shrunken(cls, gaussian: Gaussian, coefficients: Array, eta: float = 0.5) -> "Mixture":
@@ -229,7 +230,7 @@ class Mixture:
         if not 0 < eta <= 1:
             raise InputError(f"eta is {eta}; expected 0 < eta <= 1")
         return cls(
-            (1 - eta**2) ** 0.5 * torch.as_tensor(coefficients),
+            (1 - eta**2) ** 0.5 * tensor(coefficients),
             eta**2 * gaussian.variance,
             gaussian.mean,
             gaussian.transform,
@@ -262,7 +263,7 @@ class Mixture:
 def _as_tensors(prior: object, *names: str) -> None:
     """Lets the fields of a frozen prior be given as NumPy arrays."""
     for name in names:
-        object.__setattr__(prior, name, torch.as_tensor(getattr(prior, name)))
+        object.__setattr__(prior, name, tensor(getattr(prior, name)))
 
 
 def _check_mean(mean: Tensor, transform: Transform) -> None:

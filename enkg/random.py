@@ -27,6 +27,7 @@ class Stream(IntEnum):
     RESAMPLE = 3
     COMPONENT = 4
     SYNTHETIC = 5
+    START = 6
 
 
 def generators(seed: int, stream: Stream, members: Sequence[int], step: int) -> list[Generator]:

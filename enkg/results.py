@@ -91,7 +91,7 @@ def tabulate(
     if observation.std is not None:
         observed["std"] = (ay, observation.std.numpy(), {"units": data.unit})
     else:
-        observed["covariance"] = (("datum", "datum_"), observation.covariance.numpy())
+        observed["covariance"] = (("datum_1", "datum_2"), observation.covariance.numpy())
     observed["mask"] = (ay, observation.mask.numpy())
     before = _members(unknown, physical(outcome.prior_x), ax)
     groups = {

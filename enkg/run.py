@@ -5,7 +5,6 @@ adapter and the observation, and handed to `Guidance.step`.
 """
 
 import dataclasses
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from enkg import ensemble, report, results, store
+from enkg.arrays import rows
 from enkg.errors import EnsembleFailure, InputError
 from enkg.execute import as_evaluator
 from enkg.experiment import Experiment
@@ -72,18 +72,25 @@ def run(
     Raises InputError for shapes that do not fit, EnsembleFailure when too few members survive,
     StoreError when the directory is in use.
     """
+    begin = perf_counter()
     folder = None
     if directory is not None:
         folder = store.create(Path(directory), overwrite)
         store.write_json(folder / store.RECORD, store.provenance(experiment, source))
     handler = _log_to(folder)
     try:
-        tree, summary = _run(experiment, folder, observer or Silent())
+        tree, summary = _run(experiment, observer or Silent())
         if folder is not None:
             store.write_tree(folder, tree)
             report.figures(tree, folder / store.FIGURES)
+        if experiment.analyse is not None:
+            analysis = experiment.analyse(tree, folder)
+            summary["metrics"].update(analysis.metrics)
+            summary["tables"] = [dataclasses.asdict(t) for t in analysis.tables]
+        summary["seconds"] = perf_counter() - begin
+        if folder is not None:
             store.write_json(folder / store.SUMMARY, summary)
-        return tree
+        return store.attach(tree, summary)
     except BaseException as error:
         log.error("%s: %s", type(error).__name__, error)
         raise
@@ -93,9 +100,7 @@ def run(
             handler.close()
 
 
-def _run(
-    experiment: Experiment, folder: Path | None, observer: Observer
-) -> tuple[xr.DataTree, dict[str, Any]]:
+def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[str, Any]]:
     begin = perf_counter()
     dtype = torch.float64 if experiment.double else torch.float32
     like = torch.empty(0, dtype=dtype, device=_device(experiment.device))
@@ -137,12 +142,6 @@ def _run(
     )
     summary = results.summarise(experiment, outcome)
     tree = results.tabulate(experiment, outcome, rows)
-    if experiment.analyse is not None:
-        analysis = experiment.analyse(tree, folder)
-        summary["metrics"].update(analysis.metrics)
-        summary["tables"] = [dataclasses.asdict(t) for t in analysis.tables]
-    summary["seconds"] = perf_counter() - begin
-    tree.attrs["summary"] = json.dumps(store.plain(summary))
     return tree, summary
 
 
@@ -157,7 +156,7 @@ class _Forward:
 
     def __call__(self, x0: Tensor) -> Tensor:
         x = self.experiment.units.to_simulator(x0)
-        wild = int((~x.flatten(1).isfinite().all(dim=1)).sum())
+        wild = int((~rows(x).isfinite().all(dim=1)).sum())
         if wild:
             raise EnsembleFailure(
                 f"{wild} of {len(x)} members hold NaN or infinity before the simulator sees them: "

@@ -126,7 +126,7 @@ def start(
     sigma_max), carried down by the flow; then the prior's own spread must be small against
     `sigma_max`. sigma = 0 gives prior samples.
     """
-    noise = random.normal(prior.shape, seed, Stream.SAMPLER, members, 0).to(like)
+    noise = random.normal(prior.shape, seed, Stream.START, members, 0).to(like)
     if isinstance(prior, Drawable):
         return prior.draw(seed, members, 0).to(like) + sigma * noise
     centre = prior.denoise(torch.zeros_like(noise), sigma_max)

@@ -88,8 +88,15 @@ def open_run(directory: str | Path) -> xr.DataTree:
     Groups: posterior, prior_samples, observation, predicted, trace and, where it is known, truth.
     Raises StoreError where there is no finished run.
     """
-    finished(Path(directory))
-    return xr.open_datatree(Path(directory) / TREE, engine="zarr", consolidated=False)
+    folder = finished(Path(directory))
+    tree = xr.open_datatree(folder / TREE, engine="zarr", consolidated=False)
+    return attach(tree, summary(folder))
+
+
+def attach(tree: xr.DataTree, numbers: Mapping[str, Any]) -> xr.DataTree:
+    """The tree with the numbers of summary.json as text in its attribute `summary`."""
+    tree.attrs["summary"] = json.dumps(plain(numbers))
+    return tree
 
 
 def summary(directory: str | Path) -> dict[str, Any]:

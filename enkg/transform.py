@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from enkg.arrays import rows, tensor
 from enkg.errors import InputError
 
 
@@ -48,7 +49,7 @@ class Identity:
         return prod(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
+        return rows(x)
 
     def inverse(self, z: Tensor) -> Tensor:
         return z.reshape(-1, *self.shape)
@@ -72,7 +73,7 @@ class RealFourier:
     def forward(self, x: Tensor) -> Tensor:
         axes = tuple(range(1, len(self.shape) + 1))
         f = torch.fft.fftn(x, dim=axes, norm="ortho")
-        return (f.real - f.imag).flatten(1)
+        return rows(f.real - f.imag)
 
     def inverse(self, z: Tensor) -> Tensor:
         return self.forward(z.reshape(-1, *self.shape)).reshape(-1, *self.shape)
@@ -89,7 +90,7 @@ class Eigenbasis:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "basis", torch.as_tensor(self.basis))
+        object.__setattr__(self, "basis", tensor(self.basis))
         d = prod(self.shape)
         if self.basis.dim() != 2 or self.basis.shape[0] != d or self.basis.shape[1] > d:
             raise InputError(
@@ -109,7 +110,7 @@ class Eigenbasis:
         return self.basis.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.basis.to(x)
+        return rows(x) @ self.basis.to(x)
 
     def inverse(self, z: Tensor) -> Tensor:
         return (z @ self.basis.to(z).T).reshape(-1, *self.shape)

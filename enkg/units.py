@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from enkg.arrays import tensor
 from enkg.errors import InputError
 
 
@@ -82,7 +83,7 @@ def _as_numbers(units: "Affine | Log") -> None:
     for name in ("scale", "offset"):
         value = getattr(units, name)
         if not isinstance(value, int | float | Tensor):
-            object.__setattr__(units, name, torch.as_tensor(value))
+            object.__setattr__(units, name, tensor(value))
     values, offset = torch.as_tensor(units.scale), torch.as_tensor(units.offset)
     if not bool(offset.isfinite().all()):
         raise InputError("the offset of the units must be finite")

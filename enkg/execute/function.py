@@ -107,14 +107,14 @@ def _own(part: ndarray) -> ndarray:
 def _host(y: Any) -> ndarray:
     """A NumPy copy of a NumPy, JAX or torch answer on any device."""
     if hasattr(y, "detach"):
-        y = y.detach().cpu()
+        y = y.detach().cpu().numpy()
     out = np.array(y)
     if out.dtype.kind not in "fiub":
         raise InputError(
             f"the simulator returned numbers of type {out.dtype}; expected real numbers. Complex "
             "data go in as real and imaginary parts"
         )
-    return out if out.dtype.kind == "f" else out.astype(np.float64)
+    return out if out.dtype in (np.float32, np.float64) else out.astype(np.float64)
 
 
 def _reason(error: Exception) -> str:

@@ -94,10 +94,11 @@ def revive(x: Tensor, survivors: Tensor, state: State) -> Tensor:
     """Dead members, resampled from the survivors with noise of their own; others unmoved."""
     if bool(survivors.all()):
         return x
+    # Column k of a member's noise belongs to member k, wherever that stands in the ensemble.
     noise = random.normal(
-        (len(state.members),), state.seed, Stream.RESAMPLE, state.members, state.step
+        (max(state.members) + 1,), state.seed, Stream.RESAMPLE, state.members, state.step
     )
-    return resample_dead(x, survivors, noise)
+    return resample_dead(x, survivors, noise[:, list(state.members)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,11 @@ def draw_lots(state: State, observation: Observation, living: Tensor, folds: int
     """For the G living members. A member's fold follows from its identity alone."""
     members = torch.tensor(state.members)[living.cpu()]
     eta = observation.noise(state.seed, members.tolist(), state.step).to(living.device)
-    return Lots(eta, (members % folds).to(living.device) if folds > 1 else None)
+    fold = members % folds
+    others = len(fold) - fold.bincount(minlength=folds)
+    if folds == 1 or int(others.min()) < 2:  # one gain, also where too few are left for a fold's
+        return Lots(eta, None)
+    return Lots(eta, fold.to(living.device))
 
 
 def check_folds(folds: int, members: int) -> None:

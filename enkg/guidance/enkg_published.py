@@ -26,6 +26,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from enkg import random
+from enkg.arrays import rows
 from enkg.ensemble import alive, anomalies
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Guidance, Info, State, revive
@@ -123,7 +124,7 @@ class EnKGPublished(Guidance):
         c = error @ anomalies(error).T / len(error)
         norm = float(c.norm())
         if norm > 0:  # a collapsed ensemble or a perfect fit stays where it is
-            flat = x[living].flatten(1)
+            flat = rows(x[living])
             moved = flat - (self._length(state.step) / norm * c).to(x) @ anomalies(flat)
             x = x.clone()
             x[living] = moved.reshape(-1, *x.shape[1:])

@@ -23,7 +23,12 @@ ensembles suffer (Houtekamer and Mitchell 1998 introduced the pair of ensembles,
 import torch
 from torch import Tensor
 
+from enkg.arrays import rows
 from enkg.ensemble import anomalies
+from enkg.errors import EnsembleFailure
+
+WILD = 1e7
+"""Whitened anomalies above this lose the noise, whose variance is 1, in the Gram matrix."""
 
 
 def perturbed_update(
@@ -35,6 +40,7 @@ def perturbed_update(
     centred here, which makes the update of the sample mean exact for linear simulators. fold: the
     fold of each member, integers of shape (J,); None computes one gain from all members.
     """
+    _check(anomalies(r))
     innovations = r + anomalies(eta.to(r)) / power**0.5
     everyone = torch.ones(len(r), dtype=torch.bool, device=r.device)
     if fold is None:
@@ -60,6 +66,7 @@ def perturbed_update(
 def square_root_update(x: Tensor, r: Tensor, power: float) -> Tensor:
     """Deterministic (ensemble transform) update, shape (J, *X) to (J, *X)."""
     b = -anomalies(r) / (len(r) - 1) ** 0.5
+    _check(b)
     if b.shape[1] < len(b):
         values, v = torch.linalg.eigh(b.T @ b)
         values = values.clamp(min=0)
@@ -76,7 +83,7 @@ def square_root_update(x: Tensor, r: Tensor, power: float) -> Tensor:
 
 def _add(x: Tensor, weights: Tensor) -> Tensor:
     """x + W X' in the dtype of x."""
-    flat = x.flatten(1)
+    flat = rows(x)
     return (flat + weights.to(x) @ anomalies(flat)).reshape(x.shape)
 
 
@@ -98,3 +105,13 @@ def _weights_in_ensemble_space(gram: Tensor, cross: Tensor, power: float) -> Ten
     system.diagonal().add_(1 / power)
     right = (cross - cross.mean(dim=1, keepdim=True)).T
     return -torch.cholesky_solve(right, torch.linalg.cholesky(system)).T / (size - 1)
+
+
+def _check(b: Tensor) -> None:
+    """Refuses anomalies so wild that a Gram matrix in float64 loses the others."""
+    largest = float(b.abs().max())
+    if not largest < WILD:
+        raise EnsembleFailure(
+            f"simulated data differ from each other by {largest:.2g} standard deviations of the "
+            "noise; the analysis cannot use them. A member that blew up should answer NaN"
+        )

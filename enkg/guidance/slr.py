@@ -121,7 +121,9 @@ class SLR(Guidance):
         _, u = _informed(prior)
         a, residuals = _regress(memory, new, state.mean, u, state.step)
         gap = (new.r + (new.z - state.mean) @ a).mean(dim=0)  # y - b
-        beta = min(1.0, max(state.beta, 3 * observation.size / float(gap.square().sum())))
+        distance = float(gap.square().sum())
+        beta = max(state.beta, 3 * observation.size / distance) if distance > 0 else 1.0
+        beta = min(1.0, beta)
         mean, root = _posterior(a, residuals, gap + state.mean @ a, beta)
 
         finished = state.step + 1 == self.steps
