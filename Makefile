@@ -26,7 +26,7 @@ lint: .venv/.all
 	$(BIN)/pyright
 
 docs: .venv/.all
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \

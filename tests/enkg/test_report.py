@@ -1,0 +1,88 @@
+"""What people see in the terminal: the numbers of a run, and its progress."""
+
+import re
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+import enkg
+from enkg import report
+from enkg.progress import Watch
+from tests.enkg.kelvin import MEMBERS, experiment
+
+SUMMARY = {
+    "method": "EnKG",
+    "members": 40,
+    "data": 4,
+    "calls": 12345,
+    "failed": 6,
+    "denoiser_calls": 7,
+    "seconds": 8.25,
+    "simulator_seconds": 1.0,
+    "prior_misfit_per_datum": 31.4159,
+    "misfit_per_datum": None,
+    "spread": 0.5,
+    "metrics": {"relative_error": 0.123456, "both": {"a": 1, "b": 2.5}, "found": True},
+    "tables": [{"title": "rings", "columns": ["name", "size"], "rows": [["a", 1.5]], "notes": []}],
+    "trusted": False,
+    "reason": "the misfit [of all] is 9.00",
+}
+
+
+def terminal(interactive: bool = False) -> Console:
+    return Console(file=StringIO(), width=120, force_terminal=interactive, color_system=None)
+
+
+def text(console: Console) -> str:
+    """What was printed; each movement of the cursor begins a line."""
+    assert isinstance(console.file, StringIO)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", console.file.getvalue())
+
+
+def shown(**changes) -> str:
+    console = terminal()
+    report.show({**SUMMARY, **changes}, console)
+    return text(console)
+
+
+def test_that_the_numbers_of_a_run_are_shown():
+    out = shown()
+    for part in ("EnKG, 40 members", "12,345", "31.4", "0.123", "relative error", "rings", "1.5"):
+        assert part in out
+    assert "a 1, b 2.5" in out
+    (row,) = [line for line in out.splitlines() if "misfit per datum, posterior" in line]
+    assert row.split()[-2] == "-"  # unknown, and not "nan"
+
+
+def test_that_the_verdict_comes_last_and_in_full():
+    assert shown().rstrip().splitlines()[-1] == "not trusted: the misfit [of all] is 9.00"
+    trusted = shown(trusted=True).rstrip().splitlines()[-1]
+    assert trusted.startswith("trusted: ")
+
+
+def test_that_units_in_brackets_are_shown():
+    table = {"title": "ring [low band]", "columns": ["name", "diameter [uas]"], "notes": []}
+    table["rows"] = [["M87 [core]", 40.1]]
+    out = shown(metrics={"error [K]": 0.5}, tables=[table])
+    for part in ("error [K]", "ring [low band]", "diameter [uas]", "M87 [core]"):
+        assert part in out
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_that_every_update_has_its_line(interactive):
+    console = terminal(interactive)
+    enkg.run(experiment(), observer=Watch(console))
+    lines = [line.split() for line in text(console).splitlines()]
+    calls = [words[5] for words in lines if len(words) == 8 and words[0] in ("1", "2", "3")]
+    assert calls == [str(MEMBERS), str(2 * MEMBERS), str(3 * MEMBERS)]
+    assert "4 data, at most 120 guided simulator calls" in text(console)
+    assert ("inversion" in text(console)) == interactive  # a bar only where somebody watches
+
+
+def test_that_the_bar_stops_when_a_run_fails():
+    watch = Watch(terminal(interactive=True))
+    with pytest.raises(enkg.EnsembleFailure):
+        enkg.run(experiment(simulator=lambda x: 1 / 0), observer=watch)
+    assert watch.bar is not None
+    assert not watch.bar.live.is_started
