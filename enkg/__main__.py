@@ -123,8 +123,8 @@ def _complain(error: EnkgError, traceback: bool) -> int:
 def _run(given: list[str]) -> int:
     wants_help = any(word in ("-h", "--help") for word in given)
     rest = [word for word in given if word not in ("-h", "--help")]
-    if not rest or rest[0].startswith("-"):
-        tyro.cli(Run, args=given if wants_help else [], prog="enkg run")
+    if not rest:
+        tyro.cli(Run, args=given, prog="enkg run")
     options, rest = tyro.cli(Run, args=rest, prog="enkg run", return_unknown_args=True)
     found = load(options.file)
     if wants_help:

@@ -25,7 +25,9 @@ class UserCodeError(InputError):
 def load(file: Path) -> Experiment | Callable[..., Experiment]:
     """What the file defines as `experiment`."""
     if not file.is_file():
-        raise InputError(f"there is no file {file}")
+        raise InputError(
+            f"there is no file {file}; the experiment file comes right after `enkg run`"
+        )
     if file.suffix != ".py":
         raise InputError(f"{file} is not a Python file; an experiment file defines `experiment`")
     for folder in (project_root(file), file.resolve().parent):

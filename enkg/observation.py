@@ -26,7 +26,7 @@ class Observation:
     `covariance` (shape (n, n) for the n flattened elements of y). mask: bool, shape Y, True where
     there is a datum; elements outside it may be NaN and are never used. independent: number of
     independent data behind y, where y holds a datum in more than one form (a phase as its cosine
-    and sine, say); it scales the misfit per datum and nothing else. Arrays may be NumPy arrays or
+    and sine, say); the misfit per datum and the tempering count these. Arrays may be NumPy arrays or
     tensors.
 
     All algebra is in float64. `size` is the number m of data in use.
@@ -82,6 +82,11 @@ class Observation:
         """Number of data in use."""
         return int(self.mask.sum())
 
+    @property
+    def count(self) -> int:
+        """Number of independent data; `size` unless told otherwise."""
+        return self.independent or self.size
+
     @cached_property
     def _cholesky(self) -> Tensor | None:
         if self.covariance is None:
@@ -111,7 +116,7 @@ class Observation:
 
     def misfit_per_datum(self, y: Tensor) -> float:
         """Mean over members of 2 Phi over the number of independent data; 1 if calibrated."""
-        return float(2 * self.misfit(y).mean()) / (self.independent or self.size)
+        return float(2 * self.misfit(y).mean()) / self.count
 
     def noise(self, seed: int, members: Sequence[int], step: int) -> Tensor:
         """Whitened observation noise for perturbed observations, shape (J, m), float64."""

@@ -112,7 +112,8 @@ class Gaussian:
         if not float((covariance - covariance.T).abs().max()) <= 1e-6 * scale:
             raise InputError("the covariance of the prior is not symmetric (or holds NaN)")
         values, vectors = torch.linalg.eigh(covariance.double())
-        if float(values[0]) < -1e-8 * scale:
+        rounding = 1e-5 if covariance.dtype == torch.float32 else 1e-8
+        if float(values[0]) < -rounding * scale:
             raise InputError(
                 f"the covariance of the prior has the negative eigenvalue {float(values[0]):.3g}"
             )

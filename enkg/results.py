@@ -48,9 +48,9 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         law=guidance.posterior_law,
         beta=outcome.beta,
         misfit_per_datum=misfit(outcome.predicted),
-        data=observation.independent or observation.size,
+        data=observation.count,
         spread=spread,
-        members=guidance.members,
+        members=len(x),
         failed_share=outcome.failed / max(outcome.asked, 1),
     )
     found: dict[str, Any] = {}
@@ -64,8 +64,8 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         }
     return {
         "method": type(guidance).__name__,
-        "members": guidance.members,
-        "data": observation.independent or observation.size,
+        "members": len(x),
+        "data": observation.count,
         "calls": outcome.calls,
         "failed": outcome.failed,
         "denoiser_calls": outcome.denoiser_calls,

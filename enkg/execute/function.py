@@ -15,7 +15,7 @@ from enkg.simulator import Progress, Result
 class Function:
     """Calls `f` in chunks of members; one bad member harms no other.
 
-    f: takes a batch (B, *X), returns (B, *Y); with `batched=False`, one member (*X) to (*Y).
+    f: takes a batch `(B, *X)`, returns `(B, *Y)`; with `batched=False`, one member, `X` to `Y`.
     to: makes the array that `f` wants from a NumPy array: `numpy.asarray` (the default),
     `torch.from_numpy`, `jax.numpy.asarray`. chunk: rows of a call. Every call then has exactly this
     many rows, the last one filled up by repeating its last member, so that compiled code is

@@ -100,7 +100,7 @@ class EnKG(Guidance):
         if last:
             power = 1.0 - state.beta
         elif self.updates is None:
-            power = adaptive_power(phi, observation.size, state.beta, self.cap)
+            power = adaptive_power(phi, observation.count, state.beta, self.cap)
         else:
             power = fixed_powers(self.updates, self.ratio)[state.step]
         x = state.x.clone()

@@ -20,7 +20,8 @@ whitened data:
 The ridge in units of u says that the sensitivity per unit of the field is about the same in every
 direction: localisation without coordinates. Weak directions then get small gains.
 
-Law: exact for a linear simulator once J T exceeds the number of coordinates. Otherwise the answer
+Law: exact for a linear simulator once the evaluations in use, J min(T, 10), exceed the number of
+coordinates. Otherwise the answer
 is the Gaussian that fits the posterior near its mean; a run that ends with beta < 1 has not
 converged and says so. Fewer than about 14 steps do not converge on strongly nonlinear problems.
 
@@ -122,7 +123,7 @@ class SLR(Guidance):
         a, residuals = _regress(memory, new, state.mean, u, state.step)
         gap = (new.r + (new.z - state.mean) @ a).mean(dim=0)  # y - b
         distance = float(gap.square().sum())
-        beta = max(state.beta, 3 * observation.size / distance) if distance > 0 else 1.0
+        beta = max(state.beta, 3 * observation.count / distance) if distance > 0 else 1.0
         beta = min(1.0, beta)
         mean, root = _posterior(a, residuals, gap + state.mean @ a, beta)
 

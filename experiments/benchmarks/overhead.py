@@ -19,7 +19,7 @@ import enkg
 from priors.gaussian_field import gaussian_field
 
 
-def experiment(size: int, members: int, seconds: float) -> enkg.Experiment:
+def problem(size: int, members: int, seconds: float) -> enkg.Experiment:
     """A field of size x size points, every second point observed after a dear identity."""
     prior = gaussian_field(size)
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seconds-per-call", type=float, default=0.01)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
-    base = experiment(given.size, given.members, given.seconds_per_call)
+    base = problem(given.size, given.members, given.seconds_per_call)
     shares = []
     for repeat in range(given.repeats):
         with tempfile.TemporaryDirectory() as folder:

@@ -83,6 +83,19 @@ def test_that_a_run_that_fails_late_leaves_no_result(tmp_path):
     assert "beta=0.666" in (tmp_path / "log.txt").read_text()  # how far it came
 
 
+def test_that_repeated_calls_are_counted_too():
+    rows = []
+
+    def fragile(x):
+        rows.append(len(x))
+        if (x[:, 0, 0] == x[:, 0, 0].max()).any() and len(x) > 1:
+            raise ArithmeticError("one of you is too hot")
+        return simulator(x)
+
+    tree = enkg.run(experiment(simulator=fragile))
+    assert json.loads(tree.attrs["summary"])["calls"] == sum(rows) > 3 * MEMBERS + 24
+
+
 def test_that_minimum_success_decides_how_many_may_die():
     tree = enkg.run(experiment(simulator=half_dead, minimum_success=0.3))
     summary = json.loads(tree.attrs["summary"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import enkg
-from enkg.guidance.base import State, check_folds, draw_lots
+from enkg.guidance.base import State, check_folds, draw_lots, revive
 from enkg.guidance.tempering import adaptive_power, fixed_powers
 from tests.enkg.problems import normal
 
@@ -96,3 +96,17 @@ def test_that_the_survivors_of_one_fold_alone_still_make_a_gain():
     observation = enkg.Observation(torch.zeros(2), std=1.0)
     state, _ = method.step(state, prior, forward, observation)
     assert state.x.isfinite().all()
+
+
+def test_that_the_revived_are_drawn_anew_at_each_step_and_by_their_identity():
+    x = normal(6, 3)
+    living = torch.tensor([True, False, True, True, False, True])
+    state = State(x, (0, 1, 2, 3, 4, 5), seed=4)
+    first = revive(x, living, state)
+    later = revive(x, living, State(x, state.members, seed=4, step=1))
+    assert torch.equal(first[living], x[living])
+    assert (first[~living] != later[~living]).all()
+    assert torch.equal(revive(x, living, state), first)
+    order = torch.tensor([4, 0, 5, 1, 2, 3])
+    moved = revive(x[order], living[order], State(x[order], tuple(order.tolist()), seed=4))
+    torch.testing.assert_close(moved, first[order])
