@@ -188,6 +188,8 @@ def _print_help(show: Callable[[], Any]) -> None:
 
 def _list(command: List) -> int:
     root = command.root or project_root(Path.cwd() / "x")
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; give the root of a project")
     grid = Grid("guidance", "", show_edge=False)
     for name, method in METHODS.items():
         module = inspect.getdoc(inspect.getmodule(type(method))) or ""

@@ -20,15 +20,18 @@ def coverage(ensemble: Tensor, truth: Tensor, level: float = 0.9) -> float:
     ensemble: (J, *X); truth: X. A calibrated ensemble gives `level`.
     """
     ordered = ensemble.double().sort(dim=0).values
-    count = len(ordered) - 1
-    low = _at(ordered, (1 - level) / 2 * count)
-    high = _at(ordered, (1 + level) / 2 * count)
+    low = _at(ordered, (1 - level) / 2)
+    high = _at(ordered, (1 + level) / 2)
     inside = (low <= truth.double()) & (truth.double() <= high)
     return float(inside.double().mean())
 
 
-def _at(ordered: Tensor, position: float) -> Tensor:
-    """Linear interpolation between order statistics (torch.quantile has a size limit)."""
+def _at(ordered: Tensor, share: float) -> Tensor:
+    """Quantile by Weibull's plotting position, which makes the coverage unbiased at any J.
+
+    A quantile beyond the ensemble is its end, so level must not exceed (J - 1) / (J + 1).
+    """
+    position = min(max(share * (len(ordered) + 1) - 1, 0.0), len(ordered) - 1.0)
     k = min(int(position), len(ordered) - 2) if len(ordered) > 1 else 0
     upper = ordered[min(k + 1, len(ordered) - 1)]
     return ordered[k] + (position - k) * (upper - ordered[k])

@@ -26,8 +26,8 @@ class Observation:
     `covariance` (shape (n, n) for the n flattened elements of y). mask: bool, shape Y, True where
     there is a datum; elements outside it may be NaN and are never used. independent: number of
     independent data behind y, where y holds a datum in more than one form (a phase as its cosine
-    and sine, say); the misfit per datum and the tempering count these. Arrays may be NumPy arrays or
-    tensors.
+    and sine, say); the misfit per datum and the tempering count these. Arrays may be NumPy arrays
+    or tensors.
 
     All algebra is in float64. `size` is the number m of data in use.
     """

@@ -217,8 +217,8 @@ class Mixture:
             raise InputError(f"bandwidth {bandwidth}; expected a positive width, in prior units")
         shape = tuple(samples.shape[1:])
         kernel = torch.full((prod(shape),), bandwidth**2, dtype=torch.float64)
-        mean = torch.zeros(shape, dtype=torch.float64)
-        return cls(rows(samples), kernel, mean, Identity(shape))
+        mean = samples.double().mean(dim=0)
+        return cls(rows(samples.double() - mean), kernel, mean, Identity(shape))
 
     @classmethod
     def shrunken(cls, gaussian: Gaussian, coefficients: Array, eta: float = 0.5) -> "Mixture":
@@ -243,10 +243,11 @@ class Mixture:
 
     def weights(self, z: Tensor, sigma: float) -> Tensor:
         """Posterior probability of each component given coefficients z, (J, K) to (J, N)."""
-        scale = (self.kernel.to(z) + sigma**2).rsqrt()
-        z, a = z * scale, self.centres.to(z) * scale
-        # |z|^2 is common to all components and drops out of the softmax.
-        return torch.softmax(z @ a.T - 0.5 * a.square().sum(dim=1), dim=1)
+        # In float64, because the squares cancel. |z|^2 is common to all and drops out.
+        wide = z.double()
+        scale = (self.kernel.to(wide) + sigma**2).rsqrt()
+        wide, a = wide * scale, self.centres.to(wide) * scale
+        return torch.softmax(wide @ a.T - 0.5 * a.square().sum(dim=1), dim=1).to(z)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         mean, kernel = self.mean.to(x), self.kernel.to(x)

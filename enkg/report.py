@@ -197,6 +197,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 def show(summary: Mapping[str, Any], console: "Console") -> None:
     """Prints summary.json as tables, with the verdict last."""
+    from rich.markup import escape
     from rich.table import Table as Grid
 
     grid = Grid(title=f"{summary['method']}, {summary['members']} members", show_header=False)
@@ -214,7 +215,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     }
     lines |= {k.replace("_", " "): _number(v) for k, v in summary["metrics"].items()}
     for name, value in lines.items():
-        grid.add_row(name, value)
+        grid.add_row(escape(name), escape(value))
     console.print(grid)
     for table in summary.get("tables", []):
         _print_table(Table(**table), console)
@@ -224,13 +225,14 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
 
 
 def _print_table(table: Table, console: "Console") -> None:
+    from rich.markup import escape
     from rich.table import Table as Grid
 
-    grid = Grid(*table.columns, title=table.title)
+    grid = Grid(*(escape(c) for c in table.columns), title=escape(table.title))
     for column in grid.columns[1:]:
         column.justify = "right"
     for row in table.rows:
-        grid.add_row(*(_number(v) for v in row))
+        grid.add_row(*(escape(_number(v)) for v in row))
     console.print(grid)
     for note in table.notes:
         console.print(note, markup=False, highlight=False)

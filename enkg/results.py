@@ -43,7 +43,8 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         living = y[ensemble.alive(y)]
         return observation.misfit_per_datum(living)
 
-    spread = ensemble.spread(x) / ensemble.spread(outcome.prior_x)
+    before = ensemble.spread(outcome.prior_x)
+    spread = ensemble.spread(x) / before if before > 0 else float("nan")
     judged = verdict(
         law=guidance.posterior_law,
         beta=outcome.beta,

@@ -82,6 +82,7 @@ def run(
         tree, summary = _run(experiment, observer or Silent())
         if folder is not None:
             store.write_tree(folder, tree)
+            store.write_json(folder / store.SUMMARY, summary)  # from here on nothing is lost
             report.figures(tree, folder / store.FIGURES)
         if experiment.analyse is not None:
             analysis = experiment.analyse(tree, folder)
@@ -98,6 +99,8 @@ def run(
         if handler is not None:
             log.removeHandler(handler)
             handler.close()
+            log.setLevel(logging.NOTSET)
+            log.propagate = True
 
 
 def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[str, Any]]:
@@ -112,15 +115,15 @@ def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[
     observer.started(experiment, guidance.sweeps)
     try:
         state = guidance.init(prior, experiment.seed, like)
-        rows: list[dict[str, float]] = []
+        records: list[dict[str, float]] = []
         first: tuple[Tensor, Tensor] | None = None
         while not state.finished:
             state, info = guidance.step(state, prior, forward, observation)
             if info.evaluated and first is None:
                 first = info.evaluated[0]
-            rows.append(_row(info, forward, prior, begin))
-            _log_step(rows[-1])
-            observer.stepped(info, rows[-1])
+            records.append(_row(info, forward, prior, begin))
+            _log_step(records[-1])
+            observer.stepped(info, records[-1])
         count = len(state.x) if experiment.predict is None else experiment.predict
         checked = state.x[:count]
         predicted = forward(checked)
@@ -141,7 +144,7 @@ def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[
         simulator_seconds=forward.seconds,
     )
     summary = results.summarise(experiment, outcome)
-    tree = results.tabulate(experiment, outcome, rows)
+    tree = results.tabulate(experiment, outcome, records)
     return tree, summary
 
 
@@ -169,16 +172,25 @@ class _Forward:
         self.seconds += perf_counter() - begin
         self.calls += result.calls
         self.asked += len(x)
-        self._check(result.y, result.reasons, len(x))
-        return torch.from_numpy(result.y).to(x0.device)
+        y = self._alive(result.y, result.reasons, len(x))
+        return torch.from_numpy(y).to(x0.device)
 
-    def _check(self, y: np.ndarray, reasons: tuple[str, ...], count: int) -> None:
+    def _alive(self, y: np.ndarray, reasons: tuple[str, ...], count: int) -> np.ndarray:
+        """Checked data: a failed member is NaN throughout, masked elements of the others are 0."""
         expected = tuple(self.experiment.observation.y.shape)
         if y.shape != (count, *expected):
             raise InputError(
                 f"the simulator returned data of shape {y.shape[1:]} for each member; the "
                 f"observation has shape {expected}"
             )
+        mask = self.experiment.observation.mask.numpy()
+        finite = np.isfinite(y[:, mask]).all(axis=1) & np.array([not r for r in reasons])
+        reasons = tuple(
+            r or ("" if good else "some data are NaN or infinite")
+            for r, good in zip(reasons, finite, strict=True)
+        )
+        y = np.where(mask, y, 0.0).astype(y.dtype)
+        y[~finite] = np.nan
         failures = Counter(reason for reason in reasons if reason)
         dead = sum(failures.values())
         self.failed += dead
@@ -191,6 +203,7 @@ class _Forward:
                 f"{dead} of {count} members failed, and {needed} must survive "
                 f"(minimum_success = {self.experiment.minimum_success}): {table}"
             )
+        return y
 
 
 class _Counted:

@@ -69,6 +69,13 @@ class Flow:
     fewest: int = 1
     sigma_min: float = 0.002
 
+    def __post_init__(self) -> None:
+        if self.levels < 1 or self.fewest < 1 or not self.sigma_min > 0:
+            raise InputError(
+                f"a flow with levels={self.levels}, fewest={self.fewest}, "
+                f"sigma_min={self.sigma_min}; expected at least one step and a positive level"
+            )
+
     def __call__(self, prior: Prior, x: Tensor, sigma: float, to: float) -> Tensor:
         if sigma == to:
             return x

@@ -42,15 +42,18 @@ RECORD, LOG, TREE, SUMMARY, FIGURES = (
 
 
 def create(directory: Path, overwrite: bool) -> Path:
-    """Makes an empty run directory; refuses one that holds anything unless told to overwrite."""
+    """Makes a run directory; refuses one that holds results unless told to overwrite them.
+
+    A run that left no results, because it stopped early, is replaced without being told.
+    """
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; a run needs a directory")
     if directory.is_dir() and any(directory.iterdir()):
-        if not (directory / RECORD).is_file():
+        if not _is_ours(directory / RECORD):
             raise StoreError(
                 f"{directory} holds files that no run of enkg wrote; choose another --out"
             )
-        if not overwrite:
+        if not overwrite and (directory / TREE).exists():
             state = "a finished run" if (directory / SUMMARY).is_file() else "an unfinished run"
             raise StoreError(
                 f"{directory} holds {state}; give another --out, or --overwrite to replace it"
@@ -64,6 +67,14 @@ def create(directory: Path, overwrite: bool) -> Path:
     except OSError as error:
         raise StoreError(f"cannot make the run directory {directory}: {error}") from error
     return directory
+
+
+def _is_ours(record: Path) -> bool:
+    """Whether a file is the experiment.json of a run of enkg."""
+    try:
+        return "enkg" in json.loads(record.read_text())["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,8 +132,9 @@ def export_netcdf(directory: str | Path, file: str | Path, overwrite: bool = Fal
     if file.exists() and not overwrite:
         raise StoreError(f"{file} exists; give another name, or --overwrite to replace it")
     partial = file.with_name(file.name + ".partial")
+    tree = open_run(directory).load()
     try:
-        open_run(directory).load().to_netcdf(partial, engine="h5netcdf")
+        tree.to_netcdf(partial, engine="h5netcdf")
         os.replace(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -161,8 +173,12 @@ def describe(value: Any) -> Any:
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [describe(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Path):
+        return str(value)
     return _name(value if isinstance(value, type | Callable) else type(value))
 
 

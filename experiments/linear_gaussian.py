@@ -18,7 +18,7 @@ kernel = torch.exp(-0.5 * ((place[sensors][:, None] - place) / 2) ** 2)
 kernel /= kernel.sum(dim=1, keepdim=True)
 
 prior = enkg.Gaussian.from_covariance(torch.zeros(UNKNOWNS, dtype=torch.float64), covariance)
-truth = prior.draw(seed=7, members=[0], step=0)[0]
+truth = prior.draw(seed=7, members=[10**6], step=0)[0]
 clean = enkg.Observation(kernel @ truth, std=NOISE)
 observation = enkg.Observation(clean.perturb(clean.y, seed=7), std=NOISE)
 

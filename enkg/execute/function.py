@@ -47,6 +47,7 @@ class Function:
         width = 1 if not self.batched else (self.chunk or max(len(x), 1))
         rows: list[ndarray | None] = []
         reasons: list[str] = []
+        cause: Exception | None = None
         calls = 0
         for first in range(0, len(x), width):
             part = x[first : first + width]
@@ -57,6 +58,7 @@ class Function:
             except InputError:
                 raise
             except Exception as error:  # a simulator may raise anything
+                cause = cause or error
                 if len(part) == 1:
                     rows.append(None)
                     reasons.append(_reason(error))
@@ -68,7 +70,7 @@ class Function:
                         reasons.append(reason)
             if progress is not None:
                 progress(min(first + width, len(x)), len(x))
-        return Result(*_assemble(rows, reasons), calls)
+        return Result(*_assemble(rows, reasons, cause), calls)
 
     def _alone(self, member: ndarray, width: int) -> tuple[ndarray | None, str]:
         try:
@@ -117,25 +119,33 @@ def _host(y: Any) -> ndarray:
     return out if out.dtype in (np.float32, np.float64) else out.astype(np.float64)
 
 
+def _line(cause: Exception | None) -> str:
+    """Where the user's code raised, for a message."""
+    trace = None if cause is None else cause.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+
+
 def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _assemble(rows: list[ndarray | None], reasons: list[str]) -> tuple[ndarray, tuple[str, ...]]:
+def _assemble(
+    rows: list[ndarray | None], reasons: list[str], cause: Exception | None
+) -> tuple[ndarray, tuple[str, ...]]:
     good = [row for row in rows if row is not None]
     if not good:
         first = reasons[0] if reasons else "the batch is empty"
-        raise EnsembleFailure(f"the simulator failed for all {len(rows)} members; first: {first}")
+        raise EnsembleFailure(
+            f"the simulator failed for all {len(rows)} members; first: {first}{_line(cause)}"
+        ) from cause
     shapes = {row.shape for row in good}
     if len(shapes) > 1:
         raise InputError(f"the simulator returned members of different shapes: {sorted(shapes)}")
     blank = np.full(good[0].shape, np.nan, dtype=good[0].dtype)
     y = np.stack([blank if row is None else row for row in rows])
-    finite = np.isfinite(y).reshape(len(y), -1)
-    for j in np.flatnonzero(~finite.all(axis=1)):
-        y[j] = np.nan
-        if not reasons[j]:
-            wrong = int((~finite[j]).sum())
-            reasons[j] = f"{wrong} of {finite.shape[1]} values are NaN or infinite"
+    for j in np.flatnonzero(~np.isfinite(y).reshape(len(y), -1).any(axis=1)):
+        reasons[j] = reasons[j] or "all values are NaN or infinite"
     return y, tuple(reasons)

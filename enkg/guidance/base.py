@@ -98,7 +98,7 @@ def revive(x: Tensor, survivors: Tensor, state: State) -> Tensor:
     noise = random.normal(
         (max(state.members) + 1,), state.seed, Stream.RESAMPLE, state.members, state.step
     )
-    return resample_dead(x, survivors, noise[:, list(state.members)])
+    return resample_dead(x, survivors, noise[:, list(state.members)].to(x.device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,6 +74,8 @@ class EnKG(Guidance):
         if not 0 < self.cap <= 1:
             raise InputError(f"cap is {self.cap}; expected a power between 0 and 1")
         check_folds(self.folds, self.members)
+        if self.deterministic and self.folds > 1:
+            raise InputError("folds are for perturbed observations; leave deterministic off")
         self._sigmas()
         fixed_powers(self.sweeps, self.ratio)
 

@@ -54,7 +54,8 @@ def perturbed_update(
                 r[trained], innovations[moved], power
             )
     else:
-        gram, cross = r @ r.T, innovations @ r.T
+        centred = anomalies(r)  # a common offset would cancel below, but not in the digits
+        gram, cross = centred @ centred.T, innovations @ centred.T
         for moved, trained in groups:
             weights[moved.nonzero(), trained.nonzero().T] = _weights_in_ensemble_space(
                 gram[trained][:, trained], cross[moved][:, trained], power

@@ -47,8 +47,6 @@ from enkg.random import Stream
 FORGET = 1e-3
 """Evaluations whose weight has fallen below this are dropped."""
 PENALTIES = tuple(10.0**e for e in (-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3))
-KEPT_VARIANCE = 0.999
-"""Share of the prior's variance in the coordinates that the data may move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +80,9 @@ class SLR(Guidance):
     """Number T of steps."""
     draws: int = 512
     """Members of the final ensemble; they cost no simulator call."""
+    kept_variance: float = 1.0
+    """Share of the prior's variance in the coordinates that the data may move; the others stay as
+    in the prior. Below 1 it saves time on fields, and is wrong where the data see what it drops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +90,8 @@ class SLR(Guidance):
             raise InputError(
                 f"{self.steps} steps and {self.draws} draws; expected at least 1 and 2"
             )
+        if not 0 < self.kept_variance <= 1:
+            raise InputError(f"kept_variance is {self.kept_variance}; expected a share in (0, 1]")
 
     @property
     def sweeps(self) -> int:
@@ -100,10 +103,10 @@ class SLR(Guidance):
                 "SLR needs a Gaussian prior (enkg.Gaussian), whose coordinates it can whiten; for "
                 "other priors use EnKG"
             )
-        order, _ = _informed(prior)
+        order, _ = _informed(prior, self.kept_variance)
         mean = torch.zeros(len(order), dtype=torch.float64)
         members = tuple(range(self.members))
-        x, z = _draw(prior, mean, torch.eye(len(order)).double(), seed, members, 0, like)
+        x, z = _draw(prior, order, (mean, torch.eye(len(order)).double()), (seed, members, 0), like)
         return SLRState(x, members, seed, z=z, mean=mean)
 
     def step(
@@ -119,7 +122,7 @@ class SLR(Guidance):
             torch.full((int(living.sum()),), state.step),
         )
         memory = _recall(state.memory, new, state.step)
-        _, u = _informed(prior)
+        order, u = _informed(prior, self.kept_variance)
         a, residuals = _regress(memory, new, state.mean, u, state.step)
         gap = (new.r + (new.z - state.mean) @ a).mean(dim=0)  # y - b
         distance = float(gap.square().sum())
@@ -129,7 +132,7 @@ class SLR(Guidance):
 
         finished = state.step + 1 == self.steps
         members = tuple(range(self.draws if finished else self.members))
-        x, z = _draw(prior, mean, root, state.seed, members, state.step + 1, state.x)
+        x, z = _draw(prior, order, (mean, root), (state.seed, members, state.step + 1), state.x)
         info = Info(
             step=state.step,
             sigma=0.0,
@@ -145,28 +148,28 @@ class SLR(Guidance):
         return after, info
 
 
-def _informed(prior: White) -> tuple[Tensor, Tensor]:
-    """Indices of the coordinates that hold most of the variance, largest first, and their u."""
+def _informed(prior: White, kept: float) -> tuple[Tensor, Tensor]:
+    """Indices of the coordinates that hold that share of the variance, largest first; their u."""
     scales, order = prior.scales.double().cpu().sort(descending=True, stable=True)
     share = scales.square().cumsum(0) / scales.square().sum()
-    keep = int((share < KEPT_VARIANCE).sum()) + 1
+    keep = int((share < kept).sum()) + 1 if kept < 1 else int((scales > 0).sum())
     return order[:keep], scales[:keep] / scales[0]
 
 
 def _draw(
     prior: White,
-    mean: Tensor,
-    root: Tensor,
-    seed: int,
-    members: tuple[int, ...],
-    step: int,
+    order: Tensor,
+    law: tuple[Tensor, Tensor],
+    key: tuple[int, tuple[int, ...], int],
     like: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Members with informed coordinates from N(mean, root root^T), the others from the prior.
+    """Members with the coordinates `order` from N(mean, root root^T), the others from the prior.
 
-    Returns x, (J, *X) in the dtype and device of `like`, and the informed coordinates z, (J, K).
+    law: mean and root. key: seed, members, step. Returns x, (J, *X) in the dtype and device of
+    `like`, and the coordinates z, (J, K).
     """
-    order, _ = _informed(prior)
+    mean, root = law
+    seed, members, step = key
     white = random.normal((len(prior.scales),), seed, Stream.SAMPLER, members, step)
     z = mean + white[:, order] @ root.T
     white[:, order] = z

@@ -27,7 +27,7 @@ def problem(size: int, members: int, seconds: float) -> enkg.Experiment:
         time.sleep(seconds * len(x))
         return x[:, ::2, ::2]
 
-    truth = prior.draw(seed=1, members=[0], step=0)[0]
+    truth = prior.draw(seed=1, members=[10**6], step=0)[0]
     exact = enkg.Observation(truth[::2, ::2], std=0.2)
     observation = enkg.Observation(exact.perturb(exact.y, seed=1), std=0.2)
     return enkg.Experiment(

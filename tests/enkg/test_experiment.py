@@ -77,7 +77,7 @@ def test_that_names_that_clash_cost_no_simulator_call(clash, tmp_path):
         assert not calls
 
 
-@pytest.mark.parametrize("make", [enkg.EnKG, enkg.ESMDA, enkg.EnKGPublished])
+@pytest.mark.parametrize("make", [enkg.EnKG, enkg.ESMDA, enkg.SLR, enkg.EnKGPublished])
 @pytest.mark.parametrize("members", [1, 0, -3])
 def test_that_an_ensemble_of_one_is_refused(make, members):
     with pytest.raises(enkg.InputError, match="at least 2"):
@@ -95,8 +95,12 @@ def test_that_an_ensemble_of_one_is_refused(make, members):
         (lambda: enkg.EnKG(sigma_end=0.0), "sigma_min"),
         (lambda: enkg.EnKG(updates=4, ratio=-1.0), "positive"),
         (lambda: enkg.EnKG(members=8, folds=8), "two members for each"),
+        (lambda: enkg.EnKG(deterministic=True, folds=8), "perturbed"),
+        (lambda: enkg.SLR(kept_variance=0.0), "kept_variance"),
         (lambda: enkg.ESMDA(updates=0), "at least 1"),
         (lambda: enkg.ESMDA(members=8, folds=5), "two members for each"),
+        (lambda: enkg.SLR(steps=0), "at least 1"),
+        (lambda: enkg.SLR(draws=1), "at least 1 and 2"),
         (lambda: enkg.EnKGPublished(last_guided=80), "do not lie among"),
         (lambda: enkg.EnKGPublished(first_guided=9, last_guided=8), "do not lie among"),
         (lambda: enkg.EnKGPublished(updates=0), "at least one"),
@@ -106,6 +110,16 @@ def test_that_an_ensemble_of_one_is_refused(make, members):
 def test_that_an_impossible_method_is_refused_in_words(make, words):
     with pytest.raises(enkg.InputError, match=words):
         make()
+
+
+def test_that_slr_refuses_a_prior_that_is_not_gaussian_before_any_call():
+    mixture = enkg.Mixture(torch.zeros(1, 4), torch.ones(4), torch.zeros(4), enkg.Identity((4,)))
+
+    def never(x):
+        raise AssertionError
+
+    with pytest.raises(enkg.InputError, match="needs a Gaussian prior"):
+        enkg.run(experiment(prior=mixture, guidance=enkg.SLR(), simulator=never))
 
 
 def test_that_every_preset_is_a_method_that_says_its_cost():

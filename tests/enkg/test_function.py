@@ -107,16 +107,19 @@ def test_that_a_single_member_function_that_raises_is_not_repeated():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_that_one_bad_number_makes_a_nan_row_with_a_reason(bad):
+def test_that_a_row_of_bad_numbers_has_a_reason_and_a_part_of_one_is_passed_on(bad):
+    # Which elements matter, only the observation's mask can say.
     def f(x):
         y = plain(x)
-        y[x[:, 0] == X[4, 0], 1] = bad
+        y[x[:, 0] == X[4, 0]] = bad
+        y[x[:, 0] == X[7, 0], 1] = bad
         return y
 
     result = enkg.Function(f).evaluate(X)
-    assert np.isnan(result.y[4]).all()
-    assert result.reasons[4] == "1 of 2 values are NaN or infinite"
-    assert np.isfinite(np.delete(result.y, 4, axis=0)).all()
+    assert result.reasons[4] == "all values are NaN or infinite"
+    assert result.reasons[7] == ""
+    np.testing.assert_array_equal(result.y[7], [plain(X)[7, 0], bad])
+    assert np.isfinite(np.delete(result.y, [4, 7], axis=0)).all()
 
 
 def test_that_an_error_without_words_still_has_a_name():

@@ -262,8 +262,7 @@ def test_that_the_keyboard_stops_a_run_that_then_looks_unfinished(here, capsys):
     assert "not finished" in capsys.readouterr().err
     assert call("show", "a") == 1
     assert "did not finish" in one_sentence(capsys.readouterr().err)
-    assert call("run", "stopped.py", "--out", "a") == 1
-    assert "an unfinished run" in one_sentence(capsys.readouterr().err)
+    assert call("run", "plain.py", "--out", "a") == 0  # nothing was lost by replacing it
 
 
 def test_that_a_traceback_is_there_for_the_asking(here, capsys):
@@ -295,6 +294,9 @@ def test_that_list_names_methods_and_what_the_project_holds(here, capsys):
         assert text in out
     assert "helper.py" not in out
     assert call("list", str(here)) == 0
+    capsys.readouterr()
+    assert call("list", "nowhere") == 1
+    assert "nowhere is not a folder" in one_sentence(capsys.readouterr().err)
 
 
 def test_that_show_prints_a_finished_run(here, capsys):

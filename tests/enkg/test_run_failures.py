@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import enkg
-from tests.enkg.kelvin import MEMBERS, PRIOR, SIDE, experiment, simulator
+from tests.enkg.kelvin import MEMBERS, OBSERVATION, PRIOR, SIDE, experiment, simulator
 from tests.enkg.problems import values
 
 
@@ -94,6 +95,44 @@ def test_that_repeated_calls_are_counted_too():
 
     tree = enkg.run(experiment(simulator=fragile))
     assert json.loads(tree.attrs["summary"])["calls"] == sum(rows) > 3 * MEMBERS + 24
+
+
+def seen_in_part(simulate) -> xr.DataTree:
+    """A run in which the second of four data is missing."""
+    mask = torch.tensor([True, False, True, True])
+    y = torch.where(mask, OBSERVATION.y, torch.nan)
+    observation = enkg.Observation(y, std=5.0, mask=mask)
+    return enkg.run(experiment(simulator=simulate, observation=observation))
+
+
+def test_that_a_simulator_may_say_nan_where_nothing_was_measured():
+    def on_land(x):
+        y = simulator(x)
+        y[:, 1] = np.nan
+        return y
+
+    with_nan, without = seen_in_part(on_land), seen_in_part(simulator)
+    assert json.loads(with_nan.attrs["summary"])["failed"] == 0
+    expected = values(without, "posterior", "temperature")
+    np.testing.assert_array_equal(values(with_nan, "posterior", "temperature"), expected)
+
+
+def test_that_predictions_where_nothing_was_measured_are_kept():
+    tree = seen_in_part(simulator)
+    expected = simulator(values(tree, "posterior", "temperature")[:24])
+    np.testing.assert_array_equal(values(tree, "predicted", "flux"), expected)
+
+
+def test_that_one_bad_datum_among_those_measured_fails_the_member():
+    def fragile(x):
+        y = simulator(x)
+        y[2, 3] = np.inf
+        return y
+
+    tree = seen_in_part(fragile)
+    assert json.loads(tree.attrs["summary"])["failed"] == 4
+    assert np.isnan(values(tree, "predicted", "flux")[2]).all()
+    assert np.isfinite(values(tree, "posterior", "temperature")).all()
 
 
 def test_that_minimum_success_decides_how_many_may_die():

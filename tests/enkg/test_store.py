@@ -118,9 +118,12 @@ def test_that_a_directory_that_cannot_be_made_is_refused_in_words(tmp_path):
         store.create(tmp_path / "file" / "run", overwrite=False)
 
 
+OURS = {"versions": {"enkg": "0.1.0"}}
+
+
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
-def test_that_a_run_is_replaced_only_when_told(tmp_path, state):
-    store.write_json(tmp_path / store.RECORD, {})
+def test_that_results_are_replaced_only_when_told(tmp_path, state):
+    store.write_json(tmp_path / store.RECORD, OURS)
     (tmp_path / store.TREE).mkdir()
     (tmp_path / store.FIGURES).mkdir()
     (tmp_path / store.LOG).touch()
@@ -133,6 +136,23 @@ def test_that_a_run_is_replaced_only_when_told(tmp_path, state):
     store.create(tmp_path, overwrite=True)
     assert not (tmp_path / store.SUMMARY).exists()
     assert not (tmp_path / store.TREE).exists()
+
+
+def test_that_a_run_without_results_gives_way(tmp_path):
+    store.write_json(tmp_path / store.RECORD, OURS)
+    (tmp_path / store.LOG).write_text("an old story")
+    store.create(tmp_path, overwrite=False)
+    assert not (tmp_path / store.LOG).exists()
+
+
+@pytest.mark.parametrize("record", ["{}", "not json", '{"versions": {"other": 1}}', "[1]"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_that_a_record_of_another_program_is_never_touched(tmp_path, record, overwrite):
+    (tmp_path / store.RECORD).write_text(record)
+    (tmp_path / store.FIGURES).mkdir()
+    with pytest.raises(enkg.StoreError, match="no run of enkg wrote"):
+        store.create(tmp_path, overwrite)
+    assert (tmp_path / store.FIGURES).is_dir()
 
 
 def test_that_an_unfinished_run_does_not_open(tmp_path):
