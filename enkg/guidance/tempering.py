@@ -15,9 +15,9 @@ def adaptive_power(misfit: Tensor, size: int, beta: float, cap: float = 1.0) -> 
     """The data-misfit controller: min(max(m / (2 mean Phi), sqrt(m / (2 var Phi))), cap, 1 - beta).
 
     misfit: Phi of the living members, shape (G,). size: number m of independent data. beta: power
-    spent so far. It keeps the symmetrised Kullback-Leibler divergence between two successive posteriors of order
-    one (Iglesias and Yang 2021, "Adaptive regularisation for ensemble Kalman inversion", Inverse
-    Problems 37, 025008, equation 28 and following).
+    spent so far. It keeps the symmetrised Kullback-Leibler divergence between two successive
+    posteriors of order one (Iglesias and Yang 2021, "Adaptive regularisation for ensemble Kalman
+    inversion", Inverse Problems 37, 025008).
     """
     mean, variance = float(misfit.mean()), float(misfit.var(unbiased=True))
     by_mean = size / (2 * mean) if mean > 0 else float("inf")
