@@ -201,8 +201,8 @@ class Reading:
                 "The ring prior holds a ring in every image; only its size, width, brightness and "
                 "orientation are open. Compare with --prior control, which holds none."
                 if self.prior != "control"
-                else "The control prior holds no ring, but the fit accepts many of its "
-                "images: judge a ring found here by the spread of its diameter against the prior's.",
+                else "The control prior holds no ring, but the fit accepts many of its images: "
+                "judge a ring found here by the spread of its diameter against the prior's.",
             ],
         )
 
