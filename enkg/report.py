@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN_MEMBERS = 4
+SHOWN_DATA = 300  # more error bars than this are drawn in part
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def _data(tree: xr.DataTree) -> "Figure":
     y = _array(tree, "observation", name).values.ravel()[keep]
     figure = _figure(9.0, 4.2)
     left, right = figure.subplots(1, 2)
+    few = slice(None, None, max(1, len(y) // SHOWN_DATA))
     groups = (("prior_samples", "0.7", "prior"), ("predicted", "tab:blue", "posterior"))
     std = None
     if "std" in tree["observation"]:
@@ -134,9 +136,11 @@ def _data(tree: xr.DataTree) -> "Figure":
         values = _array(tree, group, name).values
         values = values.reshape(len(values), -1)[:, keep]
         values = values[np.isfinite(values).all(axis=1)]
-        low, middle, high = np.percentile(values, [5, 50, 95], axis=0)
+        low, middle, high = np.percentile(values[:, few], [5, 50, 95], axis=0)
         bars = [middle - low, high - middle]
-        left.errorbar(y, middle, bars, fmt=".", ms=3, lw=0.4, color=colour, label=label, alpha=0.7)
+        left.errorbar(
+            y[few], middle, bars, fmt=".", ms=3, lw=0.4, color=colour, label=label, alpha=0.7
+        )
         if std is not None:
             residual = ((values - y) / std).ravel()
             right.hist(

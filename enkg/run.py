@@ -176,7 +176,7 @@ class _Forward:
         return torch.from_numpy(y).to(x0.device)
 
     def _alive(self, y: np.ndarray, reasons: tuple[str, ...], count: int) -> np.ndarray:
-        """Checked data: a failed member is NaN throughout, masked elements of the others are 0."""
+        """Checked data: a failed member is NaN throughout, of the others, masked NaN is 0."""
         expected = tuple(self.experiment.observation.y.shape)
         if y.shape != (count, *expected):
             raise InputError(
@@ -189,7 +189,7 @@ class _Forward:
             r or ("" if good else "some data are NaN or infinite")
             for r, good in zip(reasons, finite, strict=True)
         )
-        y = np.where(mask, y, 0.0).astype(y.dtype)
+        y = np.where(mask | np.isfinite(y), y, 0.0).astype(y.dtype)
         y[~finite] = np.nan
         failures = Counter(reason for reason in reasons if reason)
         dead = sum(failures.values())
