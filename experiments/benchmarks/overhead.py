@@ -61,7 +61,7 @@ def main() -> None:
             fixed.append(time.perf_counter() - begin - again["simulator_seconds"] - outside)
         print(
             f"run {repeat}: {summary['calls']} calls; outside the simulator {outside:.2f} s = "
-            f"{shares[-1]:.1%}; files and figures {fixed[-1]:.2f} s more, whatever the calls cost"
+            f"{shares[-1]:.1%}; files and figures {fixed[-1]:.2f} s more, whatever calls cost"
         )
     print(
         f"median: {np.median(shares):.1%} outside the simulator, {np.median(fixed):.1f} s for files "
