@@ -64,7 +64,7 @@ def main() -> None:
             f"{shares[-1]:.1%}; files and figures {fixed[-1]:.2f} s more, whatever calls cost"
         )
     print(
-        f"median: {np.median(shares):.1%} outside the simulator, {np.median(fixed):.1f} s for files "
+        f"median: {np.median(shares):.1%} outside the simulator, {np.median(fixed):.1f} s in files "
         f"and figures ({given.members} members of "
         f"{given.size}^2, {base.observation.size} data, {given.seconds_per_call * 1e3:.0f} ms a "
         f"call, {torch.get_num_threads()} threads)"
