@@ -82,6 +82,7 @@ def run(
         tree, summary = _run(experiment, observer or Silent())
         if folder is not None:
             store.write_tree(folder, tree)
+            summary["seconds"] = perf_counter() - begin
             store.write_json(folder / store.SUMMARY, summary)  # from here on nothing is lost
             report.figures(tree, folder / store.FIGURES)
         if experiment.analyse is not None:
