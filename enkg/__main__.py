@@ -40,7 +40,7 @@ class Run:
     out: Path | None = None
     """The run directory; runs/NAME-OF-FILE if not given."""
     overwrite: bool = False
-    """Replace a run that is already there."""
+    """Replace a run that is already there; its results are removed before the new run starts."""
     guidance: str | None = None
     """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
     traceback: bool = False

@@ -5,7 +5,8 @@
     posterior.zarr    xarray DataTree: posterior, prior_samples, observation, predicted, trace and,
                       where it is known, truth
     figures/*.png     pictures
-    summary.json      the numbers; written last, so a directory without it is not a finished run
+    summary.json      the numbers; written once the arrays are complete, and again with the tables
+                      of the experiment's own analysis. A directory without it is no finished run
 
 Files are written under a temporary name and renamed, so that none is ever half there.
 """
