@@ -9,8 +9,9 @@ Start with `Experiment` and `run`; `enkg --help` lists what the command line doe
 __version__ = "0.1.0"
 
 from enkg.errors import EnkgError, EnsembleFailure, InputError, StoreError
-from enkg.execute import Function
+from enkg.execute import Cached, Function, Program, UMBridge
 from enkg.experiment import Experiment
+from enkg.failure import Cause, Failure, FailurePolicy
 from enkg.field import Field
 from enkg.guidance import ESMDA, METHODS, SLR, EnKG, EnKGPublished, Guidance, Info, State
 from enkg.observation import Observation
@@ -30,6 +31,8 @@ __all__ = [
     "SLR",
     "Affine",
     "Analysis",
+    "Cached",
+    "Cause",
     "Eigenbasis",
     "EnKG",
     "EnKGPublished",
@@ -37,6 +40,8 @@ __all__ = [
     "EnsembleFailure",
     "Evaluator",
     "Experiment",
+    "Failure",
+    "FailurePolicy",
     "Field",
     "Flow",
     "Function",
@@ -49,12 +54,14 @@ __all__ = [
     "Mixture",
     "Observation",
     "Prior",
+    "Program",
     "RealFourier",
     "Result",
     "Simulator",
     "State",
     "StoreError",
     "Table",
+    "UMBridge",
     "Units",
     "export_netcdf",
     "open",

@@ -1,4 +1,4 @@
-"""The command line: enkg run, list, show, export."""
+"""The command line: enkg run, check, new, serve, list, show, export."""
 
 import dataclasses
 import inspect
@@ -7,20 +7,22 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table as Grid
 
 import enkg
-from enkg import report, store
+from enkg import check, report, serve, store
 from enkg.errors import EnkgError, InputError
 from enkg.experiment import Experiment
 from enkg.guidance import METHODS
 from enkg.load import discover, guarded, load, project_root
-from enkg.progress import Watch
+from enkg.progress import Watch, calls
 from enkg.run import run
+from enkg.scaffold import Language, new_simulator, next_steps
+from enkg.serve import Serve
 
 console = Console()
 CONFIG = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
@@ -75,12 +77,52 @@ class Export:
     """Replace the file if it exists."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Try a few prior draws on the simulator of an experiment, before the whole run.
+
+    Says whether the same input gives the same output, whether a member's answer depends on its
+    neighbours, how failures look, what a call takes, what the run will cost, and what to change.
+    Ends with exit code 1 if the simulator is not sound. Takes the same arguments after FILE as
+    `enkg run`.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The experiment file."""
+    draws: int = 4
+    """Prior draws to try; the check costs four calls for each and three more."""
+    guidance: str | None = None
+    """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+
+@dataclasses.dataclass(frozen=True)
+class New:
+    """Write a simulator that works, to be filled with your own code."""
+
+    kind: tyro.conf.Positional[Literal["simulator"]]
+    """What to write."""
+    name: tyro.conf.Positional[str]
+    """Its name: small letters, digits and _."""
+    language: Language = "python"
+    """The language of the program."""
+    folder: Path | None = None
+    """Where to put it; simulators/ if that is here, else the working directory."""
+
+
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[New, tyro.conf.subcommand("new")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )
+
+
+Options = TypeVar("Options", Run, Check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,13 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[0] == "run":
             return _run(given[1:])
+        if given[0] == "check":
+            return _check(given[1:])
         command = tyro.cli(
             Command,  # type: ignore[arg-type]
             args=given,
             prog="enkg",
             description="Invert black-box simulators with diffusion priors.",
         )
-        return {List: _list, Show: _show, Export: _export}[type(command)](command)
+        commands = {List: _list, Show: _show, Export: _export, New: _new, Serve: _serve}
+        return commands[type(command)](command)
     except EnkgError as error:
         return _complain(error, "--traceback" in given)
     except BrokenPipeError:  # the reader of our output, such as head, has gone
@@ -121,16 +166,7 @@ def _complain(error: EnkgError, traceback: bool) -> int:
 
 
 def _run(given: list[str]) -> int:
-    wants_help = any(word in ("-h", "--help") for word in given)
-    rest = [word for word in given if word not in ("-h", "--help")]
-    if not rest:
-        tyro.cli(Run, args=given, prog="enkg run")
-    options, rest = tyro.cli(Run, args=rest, prog="enkg run", return_unknown_args=True)
-    found = load(options.file)
-    if wants_help:
-        _print_help(lambda: tyro.cli(Run, args=["--help"], prog="enkg run"))
-        console.print(f"[bold]What {options.file} accepts besides[/]")
-    experiment = _build(options, found, rest, wants_help)
+    options, experiment = _experiment(Run, "run", given)
     out = options.out or Path("runs") / options.file.stem
     tree = run(
         experiment,
@@ -145,11 +181,49 @@ def _run(given: list[str]) -> int:
     return 0
 
 
+def _check(given: list[str]) -> int:
+    options, experiment = _experiment(Check, "check", given)
+    with calls(console) as progress:
+        found = check.check(experiment, options.draws, progress)
+    check.show(found, console)
+    return 0 if found.sound else 1
+
+
+def _new(command: New) -> int:
+    parent = command.folder or Path("simulators" if Path("simulators").is_dir() else "")
+    folder = new_simulator(command.name, command.language, parent)
+    console.print(f"wrote {folder}/; now:\n{next_steps(folder)}", highlight=False)
+    return 0
+
+
+def _serve(command: Serve) -> int:
+    serve.serve(serve.find(command.file, command.name), host=command.host, port=command.port)
+    return 0
+
+
+def _experiment(kind: type[Options], verb: str, given: list[str]) -> tuple[Options, Experiment]:
+    """The options of a command, and the experiment that the rest of the line describes."""
+    wants_help = any(word in ("-h", "--help") for word in given)
+    rest = [word for word in given if word not in ("-h", "--help")]
+    if not rest:
+        tyro.cli(kind, args=given, prog=f"enkg {verb}")
+    options, rest = tyro.cli(kind, args=rest, prog=f"enkg {verb}", return_unknown_args=True)
+    found = load(options.file)
+    if wants_help:
+        _print_help(lambda: tyro.cli(kind, args=["--help"], prog=f"enkg {verb}"))
+        console.print(f"[bold]What {options.file} accepts besides[/]")
+    return options, _build(options, verb, found, rest, wants_help)
+
+
 def _build(
-    options: Run, found: Experiment | Callable[..., Experiment], rest: list[str], wants_help: bool
+    options: Run | Check,
+    verb: str,
+    found: Experiment | Callable[..., Experiment],
+    rest: list[str],
+    wants_help: bool,
 ) -> Experiment:
     """The experiment with everything that the command line changes."""
-    program = f"enkg run {options.file}"
+    program = f"enkg {verb} {options.file}"
     if isinstance(found, Experiment):
         experiment = found
     else:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from numpy import ndarray
 
 from enkg.arrays import tensor
 from enkg.errors import InputError
+from enkg.failure import FailurePolicy
 from enkg.field import Field, check_names
 from enkg.guidance import EnKG, Guidance
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.report import Analysis
-from enkg.simulator import Evaluator, Simulator
+from enkg.simulator import Evaluator, Opening, Simulator
 from enkg.units import Affine, Units
 
 
@@ -27,7 +29,7 @@ class Experiment:
 
     prior: Prior
     """What the unknown looks like."""
-    simulator: Simulator | Evaluator
+    simulator: Simulator | Evaluator | Opening
     """Members (B, *X) to data (B, *Y), in the simulator's units."""
     observation: Observation
     """The measurement and its noise."""
@@ -45,8 +47,12 @@ class Experiment:
     """The true unknown of a synthetic problem, shape X, in the simulator's units."""
     predict: int | None = None
     """Members whose data are simulated at the end, to measure the misfit; None takes all."""
-    minimum_success: float = 0.5
-    """Smallest share of members that must survive each sweep."""
+    observe: Callable[[ndarray], Any] | None = None
+    """What the instrument makes of the simulator's answers: (B, *Y) to (B, *D), row by row."""
+    failure: FailurePolicy = field(default_factory=FailurePolicy)
+    """What happens to members that crash, hang or answer rubbish."""
+    cache: Path | None = None
+    """Folder of evaluated members: a call that was paid for once is never paid for again."""
     device: str = "cpu"
     """Where the ensemble lives: cpu, cuda, cuda:1, ..."""
     double: bool = False
@@ -67,9 +73,10 @@ class Experiment:
             )
         if not isinstance(self.observation, Observation):
             raise InputError("observation must be an enkg.Observation(y, std=...)")
-        if not 0 < self.minimum_success <= 1:
+        if not callable(self.simulator) and not isinstance(self.simulator, Evaluator | Opening):
             raise InputError(
-                f"minimum_success is {self.minimum_success}; expected a share above 0, at most 1"
+                f"the simulator is a {type(self.simulator).__name__}; expected a function of a "
+                "batch, enkg.Function, enkg.Pool, enkg.Program or enkg.UMBridge"
             )
         if self.predict is not None and self.predict < 1:
             raise InputError(f"predict is {self.predict}; expected at least one member, or None")

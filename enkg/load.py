@@ -26,7 +26,7 @@ def load(file: Path) -> Experiment | Callable[..., Experiment]:
     """What the file defines as `experiment`."""
     if not file.is_file():
         raise InputError(
-            f"there is no file {file}; the experiment file comes right after `enkg run`"
+            f"there is no file {file}; the experiment file comes right after the command"
         )
     if file.suffix != ".py":
         raise InputError(f"{file} is not a Python file; an experiment file defines `experiment`")

@@ -1,6 +1,7 @@
 """Progress of a run in the terminal: a bar with a line for each update, or plain lines in a log."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import isnan
 from time import perf_counter
 
@@ -81,6 +82,22 @@ class Watch:
     def ended(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+@contextmanager
+def calls(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of simulator calls, for as long as the block runs; nothing in a log."""
+    with Progress(
+        TextColumn("simulator calls"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _clock(seconds: float) -> str:

@@ -199,6 +199,13 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
+def _failures(summary: Mapping[str, Any]) -> str:
+    """'12 (9 timeout, 3 signal)'"""
+    causes = sorted(summary.get("causes", {}).items(), key=lambda item: -item[1])
+    table = ", ".join(f"{times:,} {cause}" for cause, times in causes)
+    return f"{summary['failed']:,} ({table})" if table else f"{summary['failed']:,}"
+
+
 def show(summary: Mapping[str, Any], console: "Console") -> None:
     """Prints summary.json as tables, with the verdict last."""
     from rich.markup import escape
@@ -209,7 +216,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     grid.add_column(justify="right")
     lines = {
         "simulator calls": f"{summary['calls']:,}",
-        "failed calls": f"{summary['failed']:,}",
+        "failed calls": _failures(summary),
         "denoiser calls": f"{summary['denoiser_calls']:,}",
         "seconds": f"{summary['seconds']:.1f}",
         "of these in the simulator": f"{summary['simulator_seconds']:.1f}",

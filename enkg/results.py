@@ -1,6 +1,6 @@
 """What a run found: its numbers (summary.json) and its arrays (posterior.zarr)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +30,7 @@ class Outcome:
     beta: float
     calls: int
     failed: int
+    causes: Mapping[str, int]
     asked: int
     denoiser_calls: int
     simulator_seconds: float
@@ -69,6 +70,7 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "data": observation.count,
         "calls": outcome.calls,
         "failed": outcome.failed,
+        "causes": dict(outcome.causes),
         "denoiser_calls": outcome.denoiser_calls,
         "simulator_seconds": outcome.simulator_seconds,
         "prior_misfit_per_datum": misfit(outcome.prior_y),

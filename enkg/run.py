@@ -6,25 +6,23 @@ adapter and the observation, and handed to `Guidance.step`.
 
 import dataclasses
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from enkg import ensemble, report, results, store
-from enkg.arrays import rows
-from enkg.errors import EnsembleFailure, InputError
-from enkg.execute import as_evaluator
+from enkg.errors import InputError
+from enkg.execute import Cached, opened
 from enkg.experiment import Experiment
-from enkg.guidance import Info
+from enkg.forward import Forward
+from enkg.guidance import Guidance, Info, State
 from enkg.prior import Drawable, Flowing, Prior, White
-from enkg.simulator import Evaluator, Progress
+from enkg.simulator import Evaluator
 
 log = logging.getLogger("enkg")
 
@@ -79,7 +77,12 @@ def run(
         store.write_json(folder / store.RECORD, store.provenance(experiment, source))
     handler = _log_to(folder)
     try:
-        tree, summary = _run(experiment, observer or Silent())
+        simulator = experiment.simulator
+        if experiment.cache is not None:
+            simulator = Cached(simulator, experiment.cache)
+        kept = None if folder is None else folder / store.FAILED
+        with opened(simulator, experiment.failure, kept) as evaluator:
+            tree, summary = _run(experiment, evaluator, observer or Silent())
         if folder is not None:
             store.write_tree(folder, tree)
             summary["seconds"] = perf_counter() - begin
@@ -104,13 +107,15 @@ def run(
             log.propagate = True
 
 
-def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[str, Any]]:
+def _run(
+    experiment: Experiment, evaluator: Evaluator, observer: Observer
+) -> tuple[xr.DataTree, dict[str, Any]]:
     begin = perf_counter()
     dtype = torch.float64 if experiment.double else torch.float32
     like = torch.empty(0, dtype=dtype, device=_device(experiment.device))
     guidance, observation = experiment.guidance, experiment.observation
     prior = _counted(experiment.prior)
-    forward = _Forward(experiment, observer.simulating)
+    forward = Forward(experiment, evaluator, observer.simulating)
     log.info("%s, %d members, seed %d", type(guidance).__name__, guidance.members, experiment.seed)
 
     observer.started(experiment, guidance.sweeps)
@@ -120,6 +125,8 @@ def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[
         first: tuple[Tensor, Tensor] | None = None
         while not state.finished:
             state, info = guidance.step(state, prior, forward, observation)
+            if experiment.failure.drop:
+                state = _without_the_dead(guidance, state, info)
             if info.evaluated and first is None:
                 first = info.evaluated[0]
             records.append(_row(info, forward, prior, begin))
@@ -140,6 +147,7 @@ def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[
         beta=state.beta,
         calls=forward.calls,
         failed=forward.failed,
+        causes=forward.causes,
         asked=forward.asked,
         denoiser_calls=prior.calls,
         simulator_seconds=forward.seconds,
@@ -149,62 +157,14 @@ def _run(experiment: Experiment, observer: Observer) -> tuple[xr.DataTree, dict[
     return tree, summary
 
 
-class _Forward:
-    """forward(x0) of `Guidance.step`, with the counting and the checks around it."""
-
-    def __init__(self, experiment: Experiment, progress: Progress) -> None:
-        self.experiment, self.progress = experiment, progress
-        self.evaluator: Evaluator = as_evaluator(experiment.simulator)
-        self.calls = self.failed = self.asked = 0
-        self.seconds = 0.0
-
-    def __call__(self, x0: Tensor) -> Tensor:
-        x = self.experiment.units.to_simulator(x0)
-        wild = int((~rows(x).isfinite().all(dim=1)).sum())
-        if wild:
-            raise EnsembleFailure(
-                f"{wild} of {len(x)} members hold NaN or infinity before the simulator sees them: "
-                "the prior's denoiser or the units gave them"
-            )
-        given = x.detach().cpu().numpy()
-        given.setflags(write=False)
-        begin = perf_counter()
-        result = self.evaluator.evaluate(given, self.progress)
-        self.seconds += perf_counter() - begin
-        self.calls += result.calls
-        self.asked += len(x)
-        y = self._alive(result.y, result.reasons, len(x))
-        return torch.from_numpy(y).to(x0.device)
-
-    def _alive(self, y: np.ndarray, reasons: tuple[str, ...], count: int) -> np.ndarray:
-        """Checked data: a failed member is NaN throughout, of the others, masked NaN is 0."""
-        expected = tuple(self.experiment.observation.y.shape)
-        if y.shape != (count, *expected):
-            raise InputError(
-                f"the simulator returned data of shape {y.shape[1:]} for each member; the "
-                f"observation has shape {expected}"
-            )
-        mask = self.experiment.observation.mask.numpy()
-        finite = np.isfinite(y[:, mask]).all(axis=1) & np.array([not r for r in reasons])
-        reasons = tuple(
-            r or ("" if good else "some data are NaN or infinite")
-            for r, good in zip(reasons, finite, strict=True)
-        )
-        y = np.where(mask | np.isfinite(y), y, 0.0).astype(y.dtype)
-        y[~finite] = np.nan
-        failures = Counter(reason for reason in reasons if reason)
-        dead = sum(failures.values())
-        self.failed += dead
-        for reason, times in failures.most_common(3):
-            log.warning("%d of %d members failed: %s", times, count, reason)
-        needed = max(2, int(np.ceil(self.experiment.minimum_success * count)))
-        if count - dead < min(needed, count):
-            table = "; ".join(f"{times} x {reason}" for reason, times in failures.most_common(3))
-            raise EnsembleFailure(
-                f"{dead} of {count} members failed, and {needed} must survive "
-                f"(minimum_success = {self.experiment.minimum_success}): {table}"
-            )
-        return y
+def _without_the_dead(guidance: Guidance, state: State, info: Info) -> State:
+    living = torch.ones(0, dtype=torch.bool)
+    for _, y in info.evaluated:
+        now = ensemble.alive(y).cpu()
+        living = now if not len(living) else living & now
+    if not len(living) or bool(living.all()):
+        return state
+    return guidance.drop(state, living)
 
 
 class _Counted:
@@ -262,7 +222,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _row(info: Info, forward: _Forward, prior: _Counted, begin: float) -> dict[str, float]:
+def _row(info: Info, forward: Forward, prior: _Counted, begin: float) -> dict[str, float]:
     clean = info.evaluated[-1][0] if info.evaluated else None
     return {
         "sigma": info.sigma,

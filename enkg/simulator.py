@@ -1,15 +1,19 @@
 """What a simulator is.
 
-The scientist writes a function of a batch of members (`Simulator`). Adapters in `enkg.execute` turn
-functions and programs into an `Evaluator`, which never raises for a failed member: the failure is a
-row of NaN with a reason.
+The scientist writes a function of a batch of members (`Simulator`), or a program. Adapters in
+`enkg.execute` turn functions and programs into an `Evaluator`, which never raises for a failed
+member: the failure is a row of NaN with a reason.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from numpy import ndarray
+
+from enkg.failure import Failure, FailurePolicy
 
 Progress = Callable[[int, int], None]
 """Called with (members done, members in all) while a batch runs."""
@@ -29,12 +33,12 @@ class Simulator(Protocol):
 class Result:
     """Simulated data of a batch.
 
-    y: shape (B, *Y), NaN rows for failed members. reasons: why each member failed, '' for success.
-    calls: member evaluations that were paid for, repetitions included.
+    y: shape (B, *Y), NaN rows for failed members. failures: why each member failed, None for
+    success. calls: member evaluations that were paid for, repetitions included.
     """
 
     y: ndarray
-    reasons: tuple[str, ...]
+    failures: tuple[Failure | None, ...]
     calls: int
 
 
@@ -44,4 +48,18 @@ class Evaluator(Protocol):
 
     def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
         """x: (B, *X), read-only. Raises only where the simulator itself is unusable."""
+        ...
+
+
+@runtime_checkable
+class Opening(Protocol):
+    """An adapter with something to start and stop: processes, connections, a pool."""
+
+    def opened(
+        self, policy: FailurePolicy, folder: Path | None
+    ) -> AbstractContextManager[Evaluator]:
+        """The evaluator that a run uses from its start to its end.
+
+        folder: where the files of failed members may be kept; None keeps nothing.
+        """
         ...

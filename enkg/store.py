@@ -5,6 +5,7 @@
     posterior.zarr    xarray DataTree: posterior, prior_samples, observation, predicted, trace and,
                       where it is known, truth
     figures/*.png     pictures
+    failed/           files of members whose program failed, if there were any
     summary.json      the numbers; written once the arrays are complete, and again with the tables
                       of the experiment's own analysis. A directory without it is no finished run
 
@@ -33,12 +34,13 @@ from torch import Tensor
 
 from enkg.errors import StoreError
 
-RECORD, LOG, TREE, SUMMARY, FIGURES = (
+RECORD, LOG, TREE, SUMMARY, FIGURES, FAILED = (
     "experiment.json",
     "log.txt",
     "posterior.zarr",
     "summary.json",
     "figures",
+    "failed",
 )
 
 
@@ -60,7 +62,7 @@ def create(directory: Path, overwrite: bool) -> Path:
                 f"{directory} holds {state}; give another --out, or --overwrite to replace it"
             )
         (directory / SUMMARY).unlink(missing_ok=True)  # from here on it is not a finished run
-        for name in (TREE, FIGURES):
+        for name in (TREE, FIGURES, FAILED):
             shutil.rmtree(directory / name, ignore_errors=True)
         (directory / LOG).unlink(missing_ok=True)
     try:

@@ -1,14 +1,17 @@
 """The in-process adapter: a Python function of NumPy, torch or JAX arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
 from enkg.errors import EnsembleFailure, InputError
-from enkg.simulator import Progress, Result
+from enkg.failure import Cause, Failure, FailurePolicy
+from enkg.simulator import Evaluator, Opening, Progress, Result
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Function:
     batch.
 
     An exception in a chunk repeats that chunk member by member; members that raise, or answer with
-    anything but finite numbers, become NaN rows.
+    anything but finite numbers, become NaN rows. Of a failure policy, nothing that would have to
+    stop a call can hold here: no timeout, no straggler cut. `Pool` and `Program` can.
     """
 
     f: Callable[[Any], Any]
@@ -46,7 +50,7 @@ class Function:
         """See `Evaluator`. Raises EnsembleFailure if no member at all gave an answer."""
         width = 1 if not self.batched else (self.chunk or max(len(x), 1))
         rows: list[ndarray | None] = []
-        reasons: list[str] = []
+        failures: list[Failure | None] = []
         cause: Exception | None = None
         calls = 0
         for first in range(0, len(x), width):
@@ -54,31 +58,31 @@ class Function:
             calls += len(part)
             try:
                 rows += list(self._call(part, width))
-                reasons += [""] * len(part)
+                failures += [None] * len(part)
             except InputError:
                 raise
             except Exception as error:  # a simulator may raise anything
                 cause = cause or error
                 if len(part) == 1:
                     rows.append(None)
-                    reasons.append(_reason(error))
+                    failures.append(exception(error))
                 else:
                     calls += len(part)
                     for member in part:
-                        row, reason = self._alone(member, width)
+                        row, failure = self._alone(member, width)
                         rows.append(row)
-                        reasons.append(reason)
+                        failures.append(failure)
             if progress is not None:
                 progress(min(first + width, len(x)), len(x))
-        return Result(*_assemble(rows, reasons, cause), calls)
+        return Result(*_assemble(rows, failures, cause), calls)
 
-    def _alone(self, member: ndarray, width: int) -> tuple[ndarray | None, str]:
+    def _alone(self, member: ndarray, width: int) -> tuple[ndarray | None, Failure | None]:
         try:
-            return self._call(member[None], width if self.chunk and self.pad else 1)[0], ""
+            return self._call(member[None], width if self.chunk and self.pad else 1)[0], None
         except InputError:
             raise
         except Exception as error:  # a simulator may raise anything
-            return None, _reason(error)
+            return None, exception(error)
 
     def _call(self, part: ndarray, width: int) -> ndarray:
         """Answers of the members of one chunk, shape (len(part), *Y)."""
@@ -97,9 +101,21 @@ class Function:
         return y[: len(part)]
 
 
-def as_evaluator(simulator: Any) -> Any:
+def as_evaluator(simulator: Any) -> Evaluator:
     """The simulator itself if it is an adapter, else a `Function` around it."""
-    return simulator if hasattr(simulator, "evaluate") else Function(simulator)
+    return simulator if isinstance(simulator, Evaluator) else Function(simulator)
+
+
+@contextmanager
+def opened(
+    simulator: Any, policy: FailurePolicy | None = None, folder: Path | None = None
+) -> Iterator[Evaluator]:
+    """Any simulator, ready for a run: what has to be started is started, and stopped at the end."""
+    if isinstance(simulator, Opening):
+        with simulator.opened(policy or FailurePolicy(), folder) as evaluator:
+            yield evaluator
+    else:
+        yield as_evaluator(simulator)
 
 
 def _own(part: ndarray) -> ndarray:
@@ -127,17 +143,19 @@ def _line(cause: Exception | None) -> str:
     return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
 
 
-def _reason(error: Exception) -> str:
+def exception(error: Exception) -> Failure:
+    """The failure of a member whose function raised."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    name = type(error).__name__
+    return Failure(Cause.EXCEPTION, f"{name}: {text[0]}" if text else name)
 
 
 def _assemble(
-    rows: list[ndarray | None], reasons: list[str], cause: Exception | None
-) -> tuple[ndarray, tuple[str, ...]]:
+    rows: list[ndarray | None], failures: list[Failure | None], cause: Exception | None
+) -> tuple[ndarray, tuple[Failure | None, ...]]:
     good = [row for row in rows if row is not None]
     if not good:
-        first = reasons[0] if reasons else "the batch is empty"
+        first = failures[0] if failures else "the batch is empty"
         raise EnsembleFailure(
             f"the simulator failed for all {len(rows)} members; first: {first}{_line(cause)}"
         ) from cause
@@ -147,5 +165,5 @@ def _assemble(
     blank = np.full(good[0].shape, np.nan, dtype=good[0].dtype)
     y = np.stack([blank if row is None else row for row in rows])
     for j in np.flatnonzero(~np.isfinite(y).reshape(len(y), -1).any(axis=1)):
-        reasons[j] = reasons[j] or "all values are NaN or infinite"
-    return y, tuple(reasons)
+        failures[j] = failures[j] or Failure(Cause.NONFINITE, "all values are NaN or infinite")
+    return y, tuple(failures)

@@ -6,7 +6,7 @@ state is complete: a run can stop between any two steps and go on from the state
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -88,6 +88,16 @@ class Guidance(ABC):
     @abstractmethod
     def sweeps(self) -> int:
         """Largest number of simulator calls a member that a run can take."""
+
+    @property
+    def posterior_members(self) -> int:
+        """Members of the result, where none fails."""
+        return self.members
+
+    def drop(self, state: State, living: Tensor) -> State:
+        """The state after a step, without the members that failed in it. living: bool, (J,)."""
+        kept = tuple(j for j, alive in zip(state.members, living.tolist(), strict=True) if alive)
+        return replace(state, x=state.x[living.to(state.x.device)], members=kept)
 
 
 def revive(x: Tensor, survivors: Tensor, state: State) -> Tensor:

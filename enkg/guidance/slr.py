@@ -147,6 +147,14 @@ class SLR(Guidance):
         )
         return after, info
 
+    @property
+    def posterior_members(self) -> int:
+        return self.draws
+
+    def drop(self, state: State, living: Tensor) -> State:
+        """Every step draws its members afresh, so there is nobody to drop."""
+        return state
+
 
 def _informed(prior: White, kept: float) -> tuple[Tensor, Tensor]:
     """Indices of the coordinates that hold that share of the variance, largest first; their u."""

@@ -7,8 +7,7 @@ gaussian, but sampled with gradients: chains in the whitened coefficients of the
 matrix from a tempered EnKG ensemble, whose members are also the starting points. With --start prior
 the chains start from prior draws instead. Prints what image.py prints and the split R-hat.
 
-References: Neal 2011, "MCMC using Hamiltonian dynamics"; Gelman et al. 2013, "Bayesian data
-analysis", section 11.4 (split R-hat).
+Reference: Neal 2011, "MCMC using Hamiltonian dynamics".
 """
 
 import argparse
@@ -24,6 +23,7 @@ from experiments.m87.chi_squares import chi_squares
 from experiments.m87.imaging import FLUX, Sky, imaging
 from experiments.m87.ring import fit_rings
 from experiments.m87.uvfits import read_uvfits
+from experiments.references.chains import split_r_hat
 from priors.log_images import CLIP
 from simulators.black_hole import BlackHole
 from simulators.black_hole.closures import incidence
@@ -97,15 +97,6 @@ def sample(
             kept.append(w)
             accepted += yes / (iterations - iterations // 2)
     return torch.stack(kept), accepted
-
-
-def split_r_hat(draws: np.ndarray) -> float:
-    """draws: (iterations, chains) of one quantity."""
-    half = len(draws) // 2
-    chains = np.concatenate([draws[:half], draws[half : 2 * half]], axis=1)
-    within = chains.var(axis=0, ddof=1).mean()
-    between = half * chains.mean(axis=0).var(ddof=1)
-    return float(np.sqrt(((half - 1) / half * within + between / half) / within))
 
 
 def main() -> None:

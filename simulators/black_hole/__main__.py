@@ -32,6 +32,11 @@ Closure phases and log closure amplitudes of images of a radio source.
 
 A member without an answer (not finite, or a zero visibility) is a row of NaN. The output is
 written under a temporary name and renamed when it is complete.
+
+With --serve there are no files but the geometry: batches of images and answers come and go through
+enkg_worker.py; simulator.toml says how. m87.npz, beside this program, is the geometry of the EHT's
+observation of M87 on 11 April 2017, low band, for images of 64 x 64 pixels and 128
+microarcseconds.
 """
 
 EPILOG = """\
@@ -58,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("geometry", nargs="?", help="interferometer, .npz")
     line.add_argument("out", nargs="?", help="where the answer goes, .npy")
     line.add_argument(
+        "--serve",
+        type=Path,
+        metavar="GEOMETRY",
+        help="stay up and answer batches of images of this interferometer",
+    )
+    line.add_argument(
         "--example",
         metavar="FOLDER",
         help="write a small images.npy and geometry.npz there (five stations, 16 x 16 pixels)",
@@ -74,8 +85,10 @@ def main(argv: list[str] | None = None) -> int:
             write_example(Path(given.example))
             print(f"wrote images.npy and geometry.npz into {given.example}")
             return GOOD
+        if given.serve:
+            return serve(given.serve)
         if not (given.images and given.geometry and given.out):
-            line.error("give three files: images.npy geometry.npz out.npy (or --example FOLDER)")
+            line.error("give three files: images.npy geometry.npz out.npy (or --serve, --example)")
         return run(Path(given.images), Path(given.geometry), Path(given.out))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -101,6 +114,15 @@ def run(images: Path, geometry: Path, out: Path) -> int:
         shown = ", ".join(map(str, failed[:10])) + (", ..." if failed.size > 10 else "")
         print(f"failed members (NaN in {out}): {shown}", file=sys.stderr)
         return FAILED_MEMBER
+    return GOOD
+
+
+def serve(geometry: Path) -> int:
+    """Answer batches until nobody asks any more."""
+    from simulators.stubs.python import enkg_worker
+
+    simulator = BlackHole.load(geometry)
+    enkg_worker.serve(simulator, batched=True, shape=simulator.x_shape)
     return GOOD
 
 

@@ -1,8 +1,10 @@
 """The simulator as a program: a file of fields in, a file of fields out.
 
     python -m simulators.navier_stokes in.npy out.npy --every 2
+    python -m simulators.navier_stokes --serve --every 2
 
-The output appears under its own name only when it is complete.
+The output appears under its own name only when it is complete. With --serve the program stays up
+and answers batches; simulator.toml says how it is started.
 """
 
 import argparse
@@ -42,6 +44,10 @@ example
   python -c "import numpy as np; x = np.arange(64) * 2 * np.pi / 64; \\
              np.save('in.npy', np.sin(3 * x)[:, None] * np.cos(2 * x))"
   python -m simulators.navier_stokes in.npy out.npy --duration 0.5 --every 2
+
+served
+  With --serve there are no files: batches of fields come and go through the stub enkg_worker.py. Give --size
+  where it is not 64. A member that failed is NaN.
 """
 
 
@@ -55,8 +61,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("input", metavar="IN", type=Path, help="vorticity at time 0 (.npy)")
-    add("output", metavar="OUT", type=Path, help="vorticity at time T (.npy)")
+    add("input", metavar="IN", nargs="?", type=Path, help="vorticity at time 0 (.npy)")
+    add("output", metavar="OUT", nargs="?", type=Path, help="vorticity at time T (.npy)")
+    add("--serve", action="store_true", help="stay up and answer one batch after another")
     add("--size", type=int, metavar="S", help="points per side (those of IN)")
     for name, kind, metavar, text in (
         ("reynolds", float, "RE", "1 / viscosity"),
@@ -100,37 +107,62 @@ def write(path: Path, y: np.ndarray) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    options = parser().parse_args(arguments)
-    began = time.perf_counter()
+    line = parser()
+    options = line.parse_args(arguments)
+    if not options.serve and options.output is None:
+        line.error("give two files, IN and OUT (or --serve)")
     try:
-        x = read(options.input)
-        flow = NavierStokes2D(
-            size=x.shape[-1] if options.size is None else options.size,
-            reynolds=options.reynolds,
-            duration=options.duration,
-            forcing=options.forcing,
-            amplitude=options.amplitude,
-            courant=options.courant,
-            chunk=options.chunk,
-        )
-        subsample(np.empty((1, flow.size, flow.size)), options.every)  # refuse before the work
-        if not options.output.parent.is_dir():
-            raise ValueError(f"the folder of {options.output} does not exist; make it first")
-        run = flow.run(x if x.ndim == 3 else x[None])
-        y = subsample(run.y, options.every)
-        write(options.output, y if x.ndim == 3 else y[0])
+        return serve(options) if options.serve else run(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    failed = np.flatnonzero(run.failed)
+
+
+def solver(options: argparse.Namespace, size: int) -> NavierStokes2D:
+    """The flow that the options describe; ValueError where there is no such flow."""
+    flow = NavierStokes2D(
+        size=size if options.size is None else options.size,
+        reynolds=options.reynolds,
+        duration=options.duration,
+        forcing=options.forcing,
+        amplitude=options.amplitude,
+        courant=options.courant,
+        chunk=options.chunk,
+    )
+    subsample(np.empty((1, flow.size, flow.size)), options.every)  # refuse before the work
+    return flow
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read, simulate, write."""
+    began = time.perf_counter()
+    x = read(options.input)
+    flow = solver(options, x.shape[-1])
+    if not options.output.parent.is_dir():
+        raise ValueError(f"the folder of {options.output} does not exist; make it first")
+    found = flow.run(x if x.ndim == 3 else x[None])
+    y = subsample(found.y, options.every)
+    write(options.output, y if x.ndim == 3 else y[0])
+    failed = np.flatnonzero(found.failed)
     print(
-        f"{len(y)} fields, {run.steps.sum()} steps, {run.reruns.sum()} re-runs, "
+        f"{len(y)} fields, {found.steps.sum()} steps, {found.reruns.sum()} re-runs, "
         f"{failed.size} failed, {time.perf_counter() - began:.1f} s"
     )
     if failed.size:
         shown = ", ".join(map(str, failed[:10])) + (", ..." if failed.size > 10 else "")
         print(f"failed members (NaN in {options.output}): {shown}", file=sys.stderr)
         return FAILED_MEMBER
+    return GOOD
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Answer batches until nobody asks any more."""
+    from simulators.stubs.python import enkg_worker
+
+    flow = solver(options, NavierStokes2D().size)
+    enkg_worker.serve(
+        lambda x: subsample(flow(x), options.every), batched=True, shape=(flow.size, flow.size)
+    )
     return GOOD
 
 

@@ -169,7 +169,7 @@ def test_that_a_file_may_import_its_neighbours(here):
         (["run", "typed.py", "--data", "two"], "two"),
         (["run", "typed.py", "--kind", "few"], "few"),
         (["run", "plain.py", "--guidance.members", "1"], "needs at least 2"),
-        (["run", "plain.py", "--minimum-success", "0"], "minimum_success is 0.0"),
+        (["run", "plain.py", "--failure.minimum-success", "0"], "minimum_success is 0.0"),
         (["run"], "enkg run"),
         (["fly"], "fly"),
         (["show"], "enkg show"),

@@ -136,7 +136,9 @@ def test_that_one_bad_datum_among_those_measured_fails_the_member():
 
 
 def test_that_minimum_success_decides_how_many_may_die():
-    tree = enkg.run(experiment(simulator=half_dead, minimum_success=0.3))
+    tree = enkg.run(
+        experiment(simulator=half_dead, failure=enkg.FailurePolicy(minimum_success=0.3))
+    )
     summary = json.loads(tree.attrs["summary"])
     assert not summary["trusted"]
     assert "of the simulator calls failed" in summary["reason"]

@@ -1,0 +1,280 @@
+"""A slot of the pool: one task at a time for an executor, which runs it wherever it does.
+
+Only `submit` and the futures of `concurrent.futures` are used, and they tell little: not which task
+broke the executor, and no running task can be ended. So no more tasks are under way than the
+executor runs at once; a task that is given up keeps its place until it ends, if it ever does; and
+after a break, the tasks that may have caused it are run again one at a time.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from numpy import ndarray
+
+from enkg.errors import InputError
+from enkg.execute.function import Function, exception
+from enkg.execute.parcel import Answer, Opened, Parcel, pack_for, probe, task
+from enkg.execute.slots import Job
+from enkg.failure import Cause, MemberFailed
+
+GLANCE = 0.02
+"""Seconds between two looks whether a task has begun, or there is room for one."""
+PATIENCE = 60.0
+"""Seconds after which a first task that has not ended is worth a warning."""
+UNKNOWN = 128
+"""Tasks under way in an executor of which nobody says how many it runs at once."""
+
+log = logging.getLogger("enkg")
+
+Source = Executor | Callable[[], Executor]
+
+
+def width_of(executor: Any) -> int | None:
+    """How many tasks it runs at once, if it tells; those of Python, loky and mpi4py do."""
+    for name in ("num_workers", "max_workers", "_max_workers"):
+        width = getattr(executor, name, None)
+        if isinstance(width, int) and width > 0:
+            return width
+    return None
+
+
+class BrokenError(Exception):
+    """The executor broke under a task. begun: the task may have caused it."""
+
+    def __init__(self, error: Exception, begun: bool) -> None:
+        self.begun = begun
+        super().__init__(exception(error).detail)
+
+
+@dataclass(eq=False)
+class _Life:
+    """An executor, and how many tasks somebody waits for."""
+
+    executor: Any
+    tasks: int = 0
+    over: bool = False
+    """No more tasks go into it."""
+    hung: bool = False
+    """It holds a task that was given up."""
+
+
+class Shop:
+    """The executor that the slots of one pool share.
+
+    source: an executor, which is never shut down here; or a function that makes one, which is, and
+    after which another is made when it broke. width: how many tasks it runs at once.
+    """
+
+    def __init__(self, source: Any, function: Function, width: int | None) -> None:
+        self.ours = not hasattr(source, "submit")
+        self.function = function
+        self.killers: set[tuple[int, int]] = set()
+        self.repeated = 0
+        self.tells_start = True
+        self._source = source
+        self._news = threading.Condition()
+        self._lives: list[_Life] = []
+        self._alone = 0  # tasks that wait for, or have, the executor for themselves
+        self._held = 0  # places taken by tasks that were given up
+        executor = self._current().executor
+        self.parcel: Parcel = pack_for(executor, function)
+        self.width = width or width_of(executor) or UNKNOWN
+        self.width_known = bool(width or width_of(executor))
+
+    def probe(self) -> None:
+        """Runs a first task. Raises InputError if the executor cannot run the function."""
+        begin, seen = time.monotonic(), False
+        warned = False
+        try:
+            future = self._current().executor.submit(probe, self.parcel)
+            while not future.done():
+                seen |= future.running()
+                time.sleep(GLANCE)
+                if not warned and time.monotonic() - begin > PATIENCE:
+                    log.warning("the executor has run nothing in %g s; still waiting", PATIENCE)
+                    warned = True
+            unusable = future.result()
+        except Exception as error:  # an executor may raise anything
+            raise InputError(
+                f"the executor cannot run {self.function.f!r}: {type(error).__name__}: {error}. "
+                "The function must be importable where it runs, and a script that starts "
+                'processes needs: if __name__ == "__main__":'
+            ) from error
+        if unusable:
+            raise InputError(unusable)
+        self.tells_start = seen
+
+    @contextmanager
+    def place(self, alone: bool, check: Callable[[], None]) -> Iterator[_Life]:
+        """An executor with room for one more task; without any other task, if alone."""
+        with self._news:
+            self._alone += alone
+            try:
+                while self._busy(alone):
+                    check()
+                    self._news.wait(GLANCE)
+                life = self._current()
+            except BaseException:
+                self._alone -= alone
+                raise
+            life.tasks += 1
+        try:
+            yield life
+        finally:
+            with self._news:
+                life.tasks -= 1
+                self._alone -= alone
+                self._retire()
+                self._news.notify_all()
+
+    def stuck(self) -> bool:
+        """All places are taken by tasks that were given up."""
+        return self._held >= self.width
+
+    def broke(self, life: _Life) -> None:
+        with self._news:
+            life.over = self.ours
+
+    def given_up(self, life: _Life, future: Future) -> None:
+        """Nobody waits for this task any more, but it may run on."""
+        if future.cancel() or future.done():
+            return
+        with self._news:
+            if self.ours:  # the others end in it; those to come go into a new one
+                life.over = life.hung = True
+                return
+            self._held += 1
+        future.add_done_callback(self._freed)
+
+    def close(self) -> None:
+        with self._news:
+            lives, self._lives = self._lives, []
+        for life in lives:
+            if self.ours:
+                life.executor.shutdown(wait=True)
+
+    def _current(self) -> _Life:
+        if not self._lives or self._lives[-1].over:
+            self._lives.append(_Life(self._source() if self.ours else self._source))
+        return self._lives[-1]
+
+    def _busy(self, alone: bool) -> bool:
+        count = sum(life.tasks for life in self._lives)
+        return count > 0 if alone else self._alone > 0 or count + self._held >= self.width
+
+    def _freed(self, _: Future) -> None:
+        with self._news:
+            self._held -= 1
+            self._news.notify_all()
+
+    def _retire(self) -> None:
+        """Shuts down what has ended and, where it can be done, kills what hangs."""
+        for life in [life for life in self._lives if life.over and not life.tasks]:
+            self._lives.remove(life)
+            # The executors of Python and loky know their processes; others keep a hanging task.
+            processes = dict(getattr(life.executor, "_processes", None) or {})
+            with suppress(Exception):  # it is broken
+                life.executor.shutdown(wait=False)
+            for process in processes.values() if life.hung else ():
+                with suppress(Exception):  # gone already
+                    process.kill()
+
+
+class ExecutorDriver:
+    """See `enkg.execute.slots.Driver`."""
+
+    def __init__(self, shop: Shop, opened: Opened) -> None:
+        self.shop, self.opened = shop, opened
+        self._ended = False
+        self._news = threading.Event()
+
+    def call(self, x: ndarray, job: Job, timeout: float | None) -> ndarray:
+        self._ended = False
+        shop, member = self.shop, (job.batch, job.member)
+        alone = member in shop.killers
+        while True:
+            try:
+                return self.opened.rows(self._run(x, timeout, alone), job.batch)
+            except BrokenError as error:
+                if not shop.ours:
+                    raise MemberFailed(
+                        Cause.LOST,
+                        f"the executor broke ({error}) and can run nothing more. Pass a function "
+                        "that makes an executor, and it is replaced",
+                    ) from None
+                if alone:
+                    shop.killers.add(member)
+                    raise MemberFailed(Cause.LOST, str(error)) from None
+                shop.repeated += len(x) * error.begun
+                alone = error.begun
+
+    def interrupt(self) -> None:
+        self._ended = True
+        self._news.set()
+
+    def close(self) -> None: ...
+
+    def _run(self, x: ndarray, timeout: float | None, alone: bool) -> Answer:
+        shop = self.shop
+        begin = time.monotonic()
+
+        def check() -> None:
+            self._go_on()
+            late = timeout is not None and time.monotonic() - begin > timeout
+            if late and shop.stuck():
+                raise MemberFailed(
+                    Cause.LOST,
+                    "all processes of the executor are busy with calls that were given up, and it "
+                    "cannot end them. Pass a function that makes an executor, and it is replaced",
+                )
+
+        with shop.place(alone, check) as life:
+            begun = False
+            try:
+                future = life.executor.submit(task, shop.parcel, x)
+                begun = True
+                self._await(life, future, timeout)
+                return future.result()
+            except BrokenExecutor as error:
+                shop.broke(life)
+                raise BrokenError(error, begun) from None
+            except MemberFailed:
+                raise
+            except CancelledError:
+                raise MemberFailed(Cause.LOST, "the executor cancelled its task") from None
+            except Exception as error:  # an executor may raise anything
+                raise MemberFailed(
+                    Cause.LOST, f"the executor raised {exception(error).detail}"
+                ) from error
+
+    def _await(self, life: _Life, future: Future, timeout: float | None) -> None:
+        self._news.clear()
+        future.add_done_callback(lambda _: self._news.set())
+        begin = None
+        try:
+            while not future.done():
+                self._go_on()
+                if timeout is None:
+                    self._news.wait()
+                    continue
+                if begin is None and (future.running() or not self.shop.tells_start):
+                    begin = time.monotonic()
+                left = GLANCE if begin is None else begin + timeout - time.monotonic()
+                if left <= 0:
+                    raise MemberFailed(
+                        Cause.TIMEOUT, f"ran longer than {timeout:g} s; the executor may run it on"
+                    )
+                self._news.wait(left)
+        except BaseException:
+            self.shop.given_up(life, future)
+            raise
+
+    def _go_on(self) -> None:
+        if self._ended:
+            raise MemberFailed(Cause.CUT, "ended on request")

@@ -1,0 +1,136 @@
+"""Programs: any executable, described by the simulator.toml in its folder."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy import ndarray
+
+from enkg.errors import InputError
+from enkg.execute.manifest import NAME, Manifest
+from enkg.execute.oneshot import OneShotDriver
+from enkg.execute.reading import read
+from enkg.execute.slots import Driver, Slots
+from enkg.execute.worker import WorkerDriver
+from enkg.failure import FailurePolicy
+from enkg.simulator import Evaluator, Progress, Result
+
+
+@dataclass(frozen=True)
+class Program:
+    """The program in a folder with a simulator.toml (see `enkg.execute.manifest`).
+
+    folder: where simulator.toml lies. slots: how many members run side by side; None takes the
+    usable cores divided by the cores of one member. mode: "worker" (the program stays up) or
+    "oneshot" (it starts anew for each member); None takes worker where the manifest has it.
+    scratch: where run directories are made; None takes memory where there is room, else the
+    temporary folder.
+
+    Raises InputError for a mistake in the manifest or a program that is not there.
+    """
+
+    folder: str | Path
+    slots: int | None = None
+    mode: Literal["worker", "oneshot"] | None = None
+    scratch: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        manifest = self.manifest
+        if self.mode is not None and getattr(manifest, self.mode) is None:
+            other = "oneshot" if self.mode == "worker" else "worker"
+            raise InputError(
+                f"mode is {self.mode!r}, but {manifest.folder / NAME} has only [{other}]"
+            )
+        if self.slots is not None and self.slots < 1:
+            raise InputError(f"slots is {self.slots}; expected at least 1")
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return read(self.folder)
+
+    @property
+    def stays_up(self) -> bool:
+        return self.manifest.worker is not None and self.mode != "oneshot"
+
+    @property
+    def count(self) -> int:
+        """Members that run side by side."""
+        m = self.manifest
+        return self.slots or max(1, usable_cores() // (m.mpi.ranks * m.threads))
+
+    def identity(self) -> str:
+        """What the answers depend on: manifest, command and executable; for the cache."""
+        m = self.manifest
+        table = m.worker if self.stays_up else m.oneshot
+        assert table is not None
+        known = hashlib.sha256((m.folder / NAME).read_bytes())
+        for argument in table.command:
+            known.update(argument.encode() + b"\0")
+            path = Path(argument) if os.path.isabs(argument) else m.folder / argument
+            if path.is_file():
+                known.update(path.read_bytes())
+        for name in (*m.oneshot.templates, *m.oneshot.copy, *m.oneshot.link) if m.oneshot else ():
+            if (m.folder / name).is_file():
+                known.update((m.folder / name).read_bytes())
+        return f"program {m.name} {m.version} {known.hexdigest()}"
+
+    @contextmanager
+    def opened(self, policy: FailurePolicy, folder: Path | None) -> Iterator[Evaluator]:
+        """Starts nothing yet: each slot starts its program at its first member."""
+        m, count = self.manifest, self.count
+        drivers: list[Driver]
+        if self.stays_up:
+            drivers = [WorkerDriver(m) for _ in range(count)]
+        else:
+            scratch = None if self.scratch is None else Path(self.scratch)
+            drivers = [OneShotDriver(m, folder, scratch) for _ in range(count)]
+        slots = Slots(
+            drivers,
+            policy,
+            timeout=m.timeout,
+            batch=m.worker.batch if m.worker and self.stays_up else 1,
+            minimum=m.output.minimum,
+            maximum=m.output.maximum,
+        )
+        try:
+            yield _Checked(slots, m)
+        finally:
+            slots.close()
+
+    def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
+        """Starts the program, evaluates one batch and stops it again. See `Evaluator`."""
+        with self.opened(FailurePolicy(), None) as evaluator:
+            return evaluator.evaluate(x, progress)
+
+    def __call__(self, x: ndarray) -> ndarray:
+        return self.evaluate(np.asarray(x)).y
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The slots, once the unknown has the shape that the program expects."""
+
+    slots: Slots
+    manifest: Manifest
+
+    def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
+        port = self.manifest.input
+        if x.shape[1:] != port.shape:
+            raise InputError(
+                f"the members have shape {x.shape[1:]}, but `input.shape` in "
+                f"{self.manifest.folder / NAME} is {list(port.shape)}"
+            )
+        return self.slots.evaluate(x.astype(port.numpy), progress)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,298 @@
+"""Slots: members handed out, one call each, to programs that run side by side.
+
+Each slot has a thread and a driver. The threads take members from one queue, so a slow member holds
+nobody up but itself.
+"""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Protocol
+
+import numpy as np
+from numpy import ndarray
+
+from enkg.errors import EnsembleFailure
+from enkg.failure import Cause, Failure, FailurePolicy, MemberFailed
+from enkg.simulator import Progress, Result
+
+GLANCE = 0.1
+"""Seconds between two looks at stragglers and at the progress."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call: which batch of the run, which member of the batch, which attempt (from 0)."""
+
+    batch: int
+    member: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"batch{self.batch:04d}-member{self.member:05d}-attempt{self.attempt}"
+
+
+class Driver(Protocol):
+    """Runs one call at a time."""
+
+    def call(self, x: ndarray, job: Job, timeout: float | None) -> ndarray:
+        """x: (B, *X) to (B, *Y), finite or not. Raises MemberFailed.
+
+        The timeout is in seconds from the moment the program begins to work.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Called from another thread: ends the call now being made, which raises MemberFailed."""
+        ...
+
+    def close(self) -> None:
+        """Stops what is running. After this the driver is not used again."""
+        ...
+
+
+class Slots:
+    """An evaluator over drivers.
+
+    timeout: seconds of one call where the policy sets none. batch: rows of one call; every call has
+    exactly this many, the last filled up by repeating. minimum, maximum: members with numbers
+    outside have failed.
+    """
+
+    def __init__(
+        self,
+        drivers: Sequence[Driver],
+        policy: FailurePolicy,
+        *,
+        timeout: float | None = None,
+        batch: int = 1,
+        minimum: float | None = None,
+        maximum: float | None = None,
+    ) -> None:
+        self.drivers, self.policy, self.batch = tuple(drivers), policy, batch
+        self.timeout = timeout if policy.timeout is None else policy.timeout
+        self.minimum, self.maximum = minimum, maximum
+        self._threads = ThreadPoolExecutor(len(self.drivers), thread_name_prefix="slot")
+        self._batches = 0
+        self._work: _Work | None = None
+
+    def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
+        """See `Evaluator`. Raises EnsembleFailure if no member at all gave an answer."""
+        work = self._work = _Work(self, x, self._batches)
+        self._batches += 1
+        loops = [self._threads.submit(work.loop, driver) for driver in self.drivers]
+        try:
+            work.watch(progress)
+        finally:
+            work.stop()
+            for loop in loops:
+                loop.result()
+        return work.result()
+
+    def stop(self) -> None:
+        """Called from another thread: ends the batch being evaluated; its open members fail."""
+        if self._work is not None:
+            self._work.stop()
+
+    def close(self) -> None:
+        """Stops all drivers, one after another."""
+        self._threads.shutdown(cancel_futures=True)
+        for driver in self.drivers:
+            driver.close()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Rows of the batch that go into one call."""
+
+    rows: tuple[int, ...]
+    attempt: int = 0
+    not_before: float = 0.0
+
+
+@dataclass
+class _Work:
+    """One batch on its way through the slots. Everything shared is touched under `news`."""
+
+    slots: Slots
+    x: ndarray
+    number: int
+    news: Condition = field(default_factory=Condition)
+
+    def __post_init__(self) -> None:
+        count, width = len(self.x), self.slots.batch
+        self.queue = deque(
+            _Task(tuple(range(first, min(first + width, count))))
+            for first in range(0, count, width)
+        )
+        self.answers: list[ndarray | None] = [None] * count
+        self.failures: list[Failure | None] = [None] * count
+        self.running: dict[_Task, tuple[Driver, float]] = {}
+        self.cut: set[_Task] = set()
+        self.walls: list[float] = []
+        self.settled = self.good = self.calls = 0
+        self.error: BaseException | None = None
+        self.stopped = False
+        self.needed = min(count, max(2, math.ceil(self.slots.policy.minimum_success * count)))
+
+    def loop(self, driver: Driver) -> None:
+        """What a slot's thread does: one task after another, until none can come any more."""
+        while True:
+            with self.news:
+                task = self._take()
+                if task is None:
+                    return
+                begin = time.monotonic()
+                self.running[task] = driver, begin
+                self.calls += len(task.rows)
+            try:
+                y = driver.call(self._rows(task), self._job(task), self.slots.timeout)
+                done: ndarray | Failure = y
+            except MemberFailed as error:
+                done = error.failure
+            except BaseException as error:  # ends the batch; raised again by `watch`
+                with self.news:
+                    self.error = self.error or error
+                    self.stopped = True
+                    self.news.notify_all()
+                return
+            with self.news:
+                del self.running[task]
+                if isinstance(done, Failure):
+                    self._failed(task, done)
+                else:
+                    self.walls.append(time.monotonic() - begin)
+                    self._answered(task, done)
+                over = self.stopped or self.settled == len(self.x)
+                if over or self.queue or not self.running:
+                    self.news.notify_all()
+
+    def watch(self, progress: Progress | None) -> None:
+        """Waits for the end, reports how far it is, and cuts stragglers."""
+        total, told = len(self.x), -1
+        while True:
+            with self.news:
+                if self.settled < total and not self.stopped:
+                    self.news.wait(GLANCE)
+                settled, over = self.settled, self.stopped or self.settled == total
+                late = [] if over else self._stragglers()
+            for driver in late:
+                driver.interrupt()
+            if progress is not None and settled != told:
+                progress(settled, total)
+                told = settled
+            if over:
+                break
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """Nothing new is started, and what runs is ended."""
+        with self.news:
+            self.stopped = True
+            self.queue.clear()
+            running = [driver for driver, _ in self.running.values()]
+            self.news.notify_all()
+        for driver in running:
+            driver.interrupt()
+
+    def result(self) -> Result:
+        rows = [row for row in self.answers if row is not None]
+        for j, row in enumerate(self.answers):
+            if row is None and self.failures[j] is None:
+                self.failures[j] = Failure(
+                    Cause.CUT, "not finished, since too few members could still succeed"
+                )
+        if not rows:
+            if not len(self.x):
+                raise EnsembleFailure("the batch is empty")
+            first = next(f for f in self.failures if f is not None)
+            raise EnsembleFailure(
+                f"the simulator failed for all {len(self.x)} members; first: {first}"
+            )
+        blank = np.full(rows[0].shape, np.nan, dtype=rows[0].dtype)
+        y = np.stack([blank if row is None else row for row in self.answers])
+        return Result(y, tuple(self.failures), self.calls)
+
+    def _take(self) -> _Task | None:
+        """The next task, once it is due; None when there can be none any more."""
+        while not self.stopped:
+            now = time.monotonic()
+            for _ in range(len(self.queue)):
+                task = self.queue.popleft()
+                if task.not_before <= now:
+                    return task
+                self.queue.append(task)
+            if self.queue:
+                self.news.wait(max(0.0, min(t.not_before for t in self.queue) - now))
+            elif self.running:  # it may fail and come back
+                self.news.wait()
+            else:
+                return None
+        return None
+
+    def _rows(self, task: _Task) -> ndarray:
+        picked = [*task.rows, *[task.rows[-1]] * (self.slots.batch - len(task.rows))]
+        return np.ascontiguousarray(self.x[picked])
+
+    def _job(self, task: _Task) -> Job:
+        return Job(self.number, task.rows[0], task.attempt)
+
+    def _answered(self, task: _Task, y: ndarray) -> None:
+        for j, row in zip(task.rows, y, strict=False):  # y may have repeated rows at its end
+            failure = self._unsound(row)
+            if failure is None:
+                self.answers[j] = row
+                self.good += 1
+            self.failures[j] = failure
+            self.settled += 1
+        self._give_up()
+
+    def _unsound(self, row: ndarray) -> Failure | None:
+        finite = row[np.isfinite(row)]
+        if not finite.size:
+            return Failure(Cause.NONFINITE, "all values are NaN or infinite")
+        low, high = self.slots.minimum, self.slots.maximum
+        if low is not None and finite.min() < low:
+            return Failure(Cause.RANGE, f"{finite.min():g} is below the minimum, {low:g}")
+        if high is not None and finite.max() > high:
+            return Failure(Cause.RANGE, f"{finite.max():g} is above the maximum, {high:g}")
+        return None
+
+    def _failed(self, task: _Task, failure: Failure) -> None:
+        policy = self.slots.policy
+        if self.stopped:
+            return
+        if task in self.cut:
+            failure = Failure(Cause.CUT, f"took more than {policy.straggler:g} times the median")
+        elif len(task.rows) > 1:  # who of them was it?
+            self.queue.extend(_Task((j,), task.attempt) for j in task.rows)
+            return
+        elif failure.cause in policy.retry_on and task.attempt < policy.retries:
+            wait = 0.2 * 4**task.attempt if failure.cause is Cause.LAUNCH else 0.0
+            self.queue.append(_Task(task.rows, task.attempt + 1, time.monotonic() + wait))
+            return
+        for j in task.rows:
+            self.failures[j] = failure
+        self.settled += len(task.rows)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """No more calls once too few members can succeed."""
+        left = len(self.x) - self.settled
+        if left and self.good + left < self.needed:
+            self.stopped = True
+
+    def _stragglers(self) -> list[Driver]:
+        factor = self.slots.policy.straggler
+        if not factor or self.good < self.needed or not self.walls:
+            return []
+        limit = time.monotonic() - factor * statistics.median(self.walls)
+        late = {task for task, (_, begin) in self.running.items() if begin < limit} - self.cut
+        self.cut |= late
+        return [self.running[task][0] for task in late]

@@ -1,0 +1,1 @@
+../../enkg/stubs/python/enkg_worker.py
