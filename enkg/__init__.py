@@ -9,7 +9,7 @@ Start with `Experiment` and `run`; `enkg --help` lists what the command line doe
 __version__ = "0.1.0"
 
 from enkg.errors import EnkgError, EnsembleFailure, InputError, StoreError
-from enkg.execute import Cached, Function, Program, UMBridge
+from enkg.execute import Cached, Function, Pool, Program, UMBridge
 from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure, FailurePolicy
 from enkg.field import Field
@@ -53,6 +53,7 @@ __all__ = [
     "Log",
     "Mixture",
     "Observation",
+    "Pool",
     "Prior",
     "Program",
     "RealFourier",

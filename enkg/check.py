@@ -9,10 +9,12 @@ Cost: four calls for each draw and three more.
 
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,8 @@ import torch
 from numpy import ndarray
 
 from enkg.errors import EnkgError, EnsembleFailure, InputError
-from enkg.execute import Program, opened
+from enkg.execute import Pool, Program, guard, opened
+from enkg.execute.program import usable_cores
 from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure
 from enkg.forward import Forward
@@ -122,10 +125,11 @@ class _Trial:
         """Shapes, failures, and whether the data are of the order of the measured ones."""
         before = _own_memory()
         begin = perf_counter()
-        self.y, failures = self.forward.simulate(self.x)
+        with _Largest() as largest:
+            self.y, failures = self.forward.simulate(self.x)
         self.start_seconds = perf_counter() - begin
-        if isinstance(self.experiment.simulator, Program):
-            report.facts["memory"] = _memory()
+        if isinstance(self.experiment.simulator, Program | Pool):
+            report.facts["memory"] = str(largest)
         else:
             grown = (_own_memory() - before) / 2**20
             report.facts["memory"] = f"{grown:,.0f} MiB more than before in this process"
@@ -346,19 +350,43 @@ def _layout(simulator: Any) -> tuple[int, int]:
     if isinstance(simulator, Program):
         m = simulator.manifest
         return simulator.count, m.mpi.ranks * m.threads
+    if isinstance(simulator, Pool):
+        return simulator.processes or usable_cores(), simulator.threads
     return 1, 1
 
 
-def _memory() -> str:
-    """Of the largest process that simulates, or of this one where the simulator is a function."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    sizes = [resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * scale]  # those that ended
-    for process in psutil.Process().children(recursive=True):
-        try:
-            sizes.append(process.memory_info().rss)
-        except psutil.Error:  # it ended meanwhile
-            continue
-    return f"{max(sizes) / 2**20:,.0f} MiB at most in one process of the simulator"
+class _Largest(Thread):
+    """Watches the memory of the processes that simulate, while a block runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self._over = 0, Event()
+
+    def __enter__(self) -> "_Largest":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        here = psutil.Process()
+        mine = here.cmdline()
+        while True:
+            over = self._over.wait(0.02)
+            for process in here.children(recursive=True):
+                with suppress(psutil.Error):  # it ended meanwhile
+                    line = process.cmdline()  # ours, for a moment, in what is just being started
+                    if line != mine and str(guard.__file__) not in line:
+                        self.bytes = max(self.bytes, process.memory_info().rss)
+            if over:
+                return
+
+    def __str__(self) -> str:
+        if not self.bytes:
+            return "too short-lived to be measured"
+        return f"{self.bytes / 2**20:,.0f} MiB at most in one process of the simulator"
 
 
 def _own_memory() -> int:

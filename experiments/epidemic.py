@@ -159,7 +159,7 @@ class Reading:
                     label="exact 5, 50, 95 %" if k == 0 else None,
                 )
         left.axhline(1, color="0.5", lw=0.7)
-        left.set(xlabel="day", ylabel="reproduction number 5 beta", yscale="log")
+        left.set(xlabel="day", ylabel="reproduction number 5 beta")
         left.legend(fontsize=8)
 
         expected = _values(tree, "predicted", "root_count")

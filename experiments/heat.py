@@ -11,7 +11,11 @@ anew for every member, and by C code called in Python processes; the results are
     enkg run experiments/heat.py --adapter oneshot --out runs/heat-oneshot
     enkg run experiments/heat.py --adapter pool --out runs/heat-pool
 
-The data are made by the program that inverts them, so nothing below contains model error.
+With the default, 736 calls, ln(conductivity) has a relative error of 0.28, 0.36, 0.32 and 0.41 on
+truths 0 to 3 and of 0.31 on average over truths 4 to 9, where the prior's mean has 1. Coverage of
+90 % intervals is 0.91, spread over error 1.1, and the misfit per datum 1.0 to 1.45; truth 3, with
+1.45, is called not trusted. ES-MDA with as many calls: error 0.35, coverage 0.80. The data are made
+by the program that inverts them, so these numbers contain no model error.
 """
 
 from dataclasses import dataclass
@@ -71,7 +75,7 @@ def experiment(
         prior=prior,
         simulator=simulator,
         observation=enkg.Observation(exact.perturb(exact.y, seed=1000 + truth), std=noise),
-        guidance=enkg.SLR(members=32, steps=14),
+        guidance=enkg.SLR(members=48, steps=14),
         units=units,
         unknown=enkg.Field(
             "conductivity", dims=("y", "x"), coords={"y": place, "x": place}, colour_map="magma"

@@ -126,7 +126,7 @@ class Reading:
             quantities(tree[group].to_dataset()["displacement"].values)
             for group in ("posterior", "prior_samples")
         )
-        columns = ["", "posterior", "90 % interval", "prior, 90 % interval"]
+        columns = ["", "median", "90 %", "prior, 90 %"]
         rows = [
             [name, float(np.median(values)), interval(values), interval(before[name])]
             for name, values in after.items()
@@ -150,13 +150,13 @@ class Reading:
 
 
 def quantities(displacement: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each member, (B, n, n) in metres."""
+    """Extremes, displaced volume and potential energy of each member, (B, n, n) in metres."""
     area = (SIDE / displacement.shape[1]) ** 2
     return {
-        "highest surface [m]": displacement.max(axis=(1, 2)),
-        "lowest surface [m]": displacement.min(axis=(1, 2)),
-        "displaced volume [km3]": displacement.sum(axis=(1, 2)) * area / 1e9,
-        "potential energy [TJ]": 0.5 * WATER * (displacement**2).sum(axis=(1, 2)) * area / 1e12,
+        "highest [m]": displacement.max(axis=(1, 2)),
+        "lowest [m]": displacement.min(axis=(1, 2)),
+        "volume [km3]": displacement.sum(axis=(1, 2)) * area / 1e9,
+        "energy [TJ]": 0.5 * WATER * (displacement**2).sum(axis=(1, 2)) * area / 1e12,
     }
 
 

@@ -11,14 +11,12 @@ import fcntl
 import mmap
 import os
 import select
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from enkg.execute.frames import LONGEST_TEXT, SIZE, BadFrameError, Frame, Kind, unpack
 from enkg.execute.process import Process, Wake
+from enkg.execute.scratch import Scratch
 
 NOTHING = memoryview(b"")
 LARGEST_PIPE = 1 << 20
@@ -53,20 +51,19 @@ class Channel:
         self.named, self.payload = named, payload
         self.variables: dict[str, str] = {}
         self.memory: mmap.mmap | None = None
-        self._folder: Path | None = None
-        self._memory_file: Path | None = None
+        self._names: Scratch | None = None
         self._theirs: list[int] = []
         self._rx = self._tx = -1
         self._poll = select.poll()
         self._room: select.epoll | None = None
         self._header = bytearray(SIZE)
+        memfd = hasattr(os, "memfd_create") and not named
         try:
-            if named:
-                self._make_named()
-            else:
-                self._make_pipes()
+            if named or (shared and not memfd):
+                self._names = Scratch(None, shared)
+            self._make_pipes()
             if shared:
-                self._share(shared)
+                self._share(shared, memfd)
         except BaseException:
             self.close()
             raise
@@ -79,10 +76,10 @@ class Channel:
         """Opens our ends, once the program has started; raises NoAnswerError."""
         self._close_theirs()
         if self.named:
-            assert self._folder is not None
+            assert self._names is not None
             while self._tx < 0:
                 try:
-                    self._tx = os.open(self._folder / "in", os.O_WRONLY | os.O_NONBLOCK)
+                    self._tx = os.open(self._names.path / "in", os.O_WRONLY | os.O_NONBLOCK)
                 except OSError as error:
                     if error.errno != errno.ENXIO:  # nobody reads yet
                         raise
@@ -90,7 +87,7 @@ class Channel:
                     if wake is Wake.TIMEOUT and time.monotonic() < deadline:
                         continue
                     raise NoAnswerError(wake) from None
-            self._rx = os.open(self._folder / "out", os.O_RDONLY | os.O_NONBLOCK)
+            self._rx = os.open(self._names.path / "out", os.O_RDONLY | os.O_NONBLOCK)
         self._poll.register(self._rx, select.POLLIN)
         os.set_blocking(self._tx, False)
         os.set_blocking(self._rx, False)
@@ -99,12 +96,9 @@ class Channel:
 
     def settle(self, shared: bool) -> None:
         """Removes the names, and the memory if the program does not use it."""
-        if self._memory_file is not None:
-            self._memory_file.unlink(missing_ok=True)
-            self._memory_file = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._names is not None:
+            self._names.close()
+            self._names = None
         if not shared:
             self.memory = None
 
@@ -116,7 +110,7 @@ class Channel:
         self, process: Process, deadline: float | None, frame: Frame, payload: memoryview = NOTHING
     ) -> None:
         """Writes a frame; raises NoAnswerError, or BadFrameError if the program speaks first."""
-        parts = [memoryview(frame.pack()), payload]
+        parts = [memoryview(frame.pack()), payload] if len(payload) else [memoryview(frame.pack())]
         while parts:
             try:
                 sent = os.writev(self._tx, parts)
@@ -185,6 +179,13 @@ class Channel:
         self.settle(shared=False)
 
     def _make_pipes(self) -> None:
+        if self.named:
+            assert self._names is not None
+            for name in ("in", "out"):
+                path = self._names.path / name
+                os.mkfifo(path, 0o600)
+                self.variables[f"ENKG_{name.upper()}"] = str(path)
+            return
         theirs, self._tx = os.pipe()
         self._theirs.append(theirs)
         self.variables["ENKG_IN"] = f"/dev/fd/{theirs}"
@@ -192,30 +193,23 @@ class Channel:
         self._theirs.append(theirs)
         self.variables["ENKG_OUT"] = f"/dev/fd/{theirs}"
 
-    def _make_named(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="enkg-"))  # ours alone, as are the pipes
-        for name in ("in", "out"):
-            os.mkfifo(self._folder / name, 0o600)
-            self.variables[f"ENKG_{name.upper()}"] = str(self._folder / name)
-
-    def _share(self, size: int) -> None:
+    def _share(self, size: int, memfd: bool) -> None:
         try:
-            if not self.named and hasattr(os, "memfd_create"):
+            if memfd:
                 # It has no name, so nothing is left behind even if we are killed. The seals keep
                 # the program from shrinking it under us.
                 fd = os.memfd_create("enkg", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-                self._theirs.append(fd)
                 path = f"/dev/fd/{fd}"
             else:
-                place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-                fd, path = tempfile.mkstemp(prefix="enkg-", dir=place)
-                self._theirs.append(fd)
-                self._memory_file = Path(path)
+                assert self._names is not None
+                path = str(self._names.path / "memory")
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            self._theirs.append(fd)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(fd, 0, size)  # no room is an error now, not a crash later
             else:
                 os.ftruncate(fd, size)
-            if self._memory_file is None and _SEALS:
+            if memfd and _SEALS:
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             self.memory = mmap.mmap(fd, size)
         except OSError:

@@ -26,7 +26,10 @@ def open_below(path: Path, root: Path) -> BinaryIO:
     parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
     if not parts or ".." in parts:
         fail(Cause.MALFORMED, path, "lies outside of the run directory")
-    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        fail(Cause.MISSING, path, "is gone, and the run directory with it")
     try:
         for folder in parts[:-1]:
             inner = os.open(folder, _FLAGS | os.O_DIRECTORY, dir_fd=here)

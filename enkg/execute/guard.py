@@ -240,7 +240,10 @@ def _write(line: bytes) -> None:
 def _start() -> None:
     flags = ["-I", "-S"] if _PROC else ["-I"]
     keep = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
-    reader, writer = os.pipe()
+    try:
+        reader, writer = os.pipe()
+    except OSError:
+        return
     try:
         _state.process = subprocess.Popen(
             [

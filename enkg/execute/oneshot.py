@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import Literal
 
 from numpy import ndarray
 
 from enkg.errors import InputError
-from enkg.execute import exchange, launcher, template
+from enkg.execute import exchange, launcher, template, verdict
 from enkg.execute.environment import environment
 from enkg.execute.files import FULL, free, no_room, one_line, open_below, read_all
 from enkg.execute.manifest import SUFFIX, Manifest, OneShot, Port
@@ -126,8 +125,8 @@ class OneShotDriver:
         self.scratch = Scratch(scratch, self._needed())
         self._lock = Lock()
         self._process: Process | None = None
-        self._job: Job | None = None
-        self._cut: Job | Literal["next"] | None = None
+        self._calling = False
+        self._cut = False
 
     def call(self, x: ndarray, job: Job, timeout: float | None) -> ndarray:
         """x: (1, *X) to (1, *Y), from one start of the program.
@@ -141,7 +140,7 @@ class OneShotDriver:
         run = self.scratch.path / str(job)
         y, failure, notes = None, None, {}
         with self._lock:
-            self._job = job
+            self._calling, self._cut = True, False
         try:
             try:
                 y = self._answer(run, x[0], job, limit, notes)
@@ -155,23 +154,16 @@ class OneShotDriver:
         finally:
             remove(run)
             with self._lock:
-                if self._cut in (job, "next"):
-                    self._cut = None
-                self._job = self._process = None
+                self._calling, self._process = False, None
         if failure is not None:
             raise MemberFailed(failure.cause, failure.detail, kept)
         assert y is not None
         return y[None]
 
-    def interrupt(self, job: Job | None = None) -> None:
-        """See `Driver`. job: the call that is meant, whether it is about to begin or over by now.
-
-        Without a job it is the call being made or, if there is none, the next.
-        """
+    def interrupt(self) -> None:
+        """See `Driver`."""
         with self._lock:
-            if job is not None and self._job is not None and job != self._job:
-                return
-            self._cut = job or self._job or "next"
+            self._cut = self._calling
             if self._process is not None:
                 self._process.interrupt()
 
@@ -190,7 +182,7 @@ class OneShotDriver:
         m, values = self.manifest, self._values(run, job)
         self._prepare(run, x, values)
         with self._lock:
-            if self._cut in (job, "next"):
+            if self._cut:
                 raise MemberFailed(Cause.CUT, "ended on request")
         argv = [*self.prefix, *(template.fill(a, values) for a in self.table.command)]
         notes["command.txt"] = shlex.join(argv) + "\n"
@@ -205,7 +197,7 @@ class OneShotDriver:
         with process:  # ends it, whatever happens here
             with self._lock:
                 self._process = process
-                if self._cut in (job, "next"):
+                if self._cut:
                     process.interrupt()
             wake = process.wait(limit)
         notes["stdout.txt"], notes["stderr.txt"] = process.stdout, process.stderr
@@ -223,8 +215,8 @@ class OneShotDriver:
         if self.table.error_file:
             reported = _first_line(run / self.table.error_file, run)
         if failure is not None:
-            detail = f"exit code {process.returncode}: {reported}" if reported else failure.detail
-            raise MemberFailed(failure.cause, detail)
+            status, detail = failure.detail.partition(": ")[0], failure.detail
+            raise MemberFailed(failure.cause, f"{status}: {reported}" if reported else detail)
         if reported is not None:
             raise MemberFailed(Cause.REPORTED, reported)
 
@@ -278,9 +270,9 @@ class OneShotDriver:
 
     def _explained(self, failure: Failure, run: Path, notes: Mapping[str, str]) -> Failure:
         """A full disk has many faces; and a missing output says less than the program does."""
-        said = [line for line in notes.get("stderr.txt", "").splitlines() if line.strip()]
+        said = notes.get("stderr.txt", "")
         if failure.cause in _BY_FULL_DISK:
-            full = [line for line in said if any(text in line for text in FULL_TEXTS)]
+            full = [line for line in said.splitlines() if any(text in line for text in FULL_TEXTS)]
             needed = self.manifest.output.count * self.manifest.output.numpy.itemsize
             if full:
                 detail = f"{no_room(run)}; the program says: {one_line(full[0])}"
@@ -288,9 +280,9 @@ class OneShotDriver:
             with contextlib.suppress(OSError):
                 if free(run) < min(needed, PAGE):
                     return Failure(Cause.DISK, f"{no_room(run)}; {failure}")
-        if failure.cause in _ABOUT_OUTPUT and said:
-            detail = f"{failure.detail}; the program's last words: {one_line(said[-1])}"
-            return Failure(failure.cause, detail)
+        last = verdict.last_line(said)
+        if failure.cause in _ABOUT_OUTPUT and last:
+            return Failure(failure.cause, f"{failure.detail}; the program said last: {last}")
         return failure
 
     def _kept(self, run: Path, failure: Failure | None, notes: dict[str, str]) -> Path | None:

@@ -40,10 +40,7 @@ LAST_BREATH = 5.0
 BUFFER = 1 << 20
 """Bytes on their way that need not wait for the reader."""
 
-BOOT = """import sys
-sys.path[:] = sys.argv[2:]
-from enkg.execute.pool_process import serve
-serve(int(sys.argv[1]))"""
+MAIN = Path(__file__).with_name("pool_main.py")
 
 
 class ProcessDriver:
@@ -109,7 +106,7 @@ class ProcessDriver:
             for side in (ours, theirs):
                 side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
             process = Process(
-                [sys.executable, "-c", BOOT, str(theirs.fileno()), *self.parcel.path],
+                [sys.executable, "-P", str(MAIN), str(theirs.fileno()), *self.parcel.path],
                 cwd=Path.cwd(),
                 env=environment(Environment(), {}, self.threads),
                 pass_fds=(theirs.fileno(),),

@@ -12,10 +12,11 @@ import logging
 import os
 import resource
 import select
+import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -97,6 +98,7 @@ class Process:
                 self._leash, leash = self._pipe(theirs)
                 out, stdout = self._pipe(theirs)
                 err, stderr = self._pipe(theirs)
+                self._alarm, self._bell = _alarm(self._fds)
             except OSError as error:
                 raise MemberFailed(
                     Cause.LAUNCH, verdict.not_started(self.argv, cwd, error)
@@ -131,7 +133,6 @@ class Process:
             self._pidfd = os.pidfd_open(self.pid)
             self._fds.append(self._pidfd)
             self._poll.register(self._pidfd, select.POLLIN)
-        self._alarm, self._bell = _alarm(self._fds)
         self._poll.register(self._alarm, select.POLLIN)
 
     def _pipe(self, theirs: list[int]) -> tuple[int, int]:
@@ -191,7 +192,7 @@ class Process:
         """Called from another thread: `wait` returns INTERRUPT."""
         with self._lock:
             self._interrupted = True
-            if not self._ended and self._fds and os.getpid() == self._owner:
+            if self._fds and os.getpid() == self._owner:
                 with contextlib.suppress(BlockingIOError):
                     os.write(self._bell, b"\1\0\0\0\0\0\0\0")
 
@@ -209,10 +210,6 @@ class Process:
                 self._killed = True
                 self._watch(())
                 self._end(self._grace)
-                for _ in range(100):
-                    if self._reap():
-                        break
-                    self._idle(0.01)
                 self._finish()
             self._interrupted = False
 
@@ -288,8 +285,21 @@ class Process:
         return True
 
     def _end(self, grace: float) -> None:
-        roots = {self.pid: self._start_time} if self._returncode is None else {}
-        left = guard.end(self._tag, roots, grace, self._idle)
+        """Ends what there is, and takes the exit status."""
+        left: Iterable[int] = ()
+        try:
+            start = self._start_time or guard.started(self.pid) or 0.0
+            roots = {} if self._reap() else {self.pid: start}
+            left = guard.end(self._tag, roots, grace, self._idle)
+        except OSError as error:  # too many open files to look for descendants
+            log.error("%s: its descendants could not be looked for: %s", self.argv[0], error)
+        for _ in range(100):
+            if self._reap():
+                break
+            os.kill(self.pid, signal.SIGKILL)
+            self._idle(0.01)
+        else:
+            left = {self.pid, *left}
         if left:
             log.error("%s: processes %s could not be killed", self.argv[0], sorted(left))
 
@@ -307,21 +317,22 @@ class Process:
             for _ in range(16):  # what a pipe can hold; descendants may write for ever
                 if fd not in self._outputs or not self._drain(fd):
                     break
-        if not leash.poll(0):
-            self._end(min(LEFT_BEHIND, self._grace))
+        alone = leash.poll(0)
         self._close()
+        if not alone:
+            self._end(min(LEFT_BEHIND, self._grace))
+        self._ended = True
+        self._popen.returncode = self._returncode or 0  # it shall not wait again
+        guard.release(self.pid)
 
     def _close(self) -> None:
         with self._lock:
-            self._ended = True
             for fd in self._fds:
                 with contextlib.suppress(AttributeError, KeyError):
                     self._poll.unregister(fd)
                 os.close(fd)
             self._fds.clear()
-        if hasattr(self, "_popen"):
-            self._popen.returncode = self._returncode or 0  # Popen shall not wait for it
-            guard.release(self.pid)
+            self._outputs = {}
 
 
 class _Kept:

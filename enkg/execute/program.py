@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ class Program:
     usable cores divided by the cores of one member. mode: "worker" (the program stays up) or
     "oneshot" (it starts anew for each member); None takes worker where the manifest has it.
     scratch: where run directories are made; None takes memory where there is room, else the
-    temporary folder.
+    temporary folder. ranks: MPI ranks of one member; None takes the manifest's.
 
     Raises InputError for a mistake in the manifest or a program that is not there.
     """
@@ -39,6 +39,7 @@ class Program:
     slots: int | None = None
     mode: Literal["worker", "oneshot"] | None = None
     scratch: str | Path | None = None
+    ranks: int | None = None
 
     def __post_init__(self) -> None:
         manifest = self.manifest
@@ -49,10 +50,13 @@ class Program:
             )
         if self.slots is not None and self.slots < 1:
             raise InputError(f"slots is {self.slots}; expected at least 1")
+        if self.ranks is not None and self.ranks < 1:
+            raise InputError(f"ranks is {self.ranks}; expected at least 1")
 
     @cached_property
     def manifest(self) -> Manifest:
-        return read(self.folder)
+        m = read(self.folder)
+        return m if self.ranks is None else replace(m, mpi=replace(m.mpi, ranks=self.ranks))
 
     @property
     def stays_up(self) -> bool:

@@ -134,7 +134,8 @@ def keep(run: Path, folder: Path, notes: Mapping[str, str], failed: bool) -> Pat
             others = [
                 path
                 for path in folder.iterdir()
-                if path != target and path.is_dir() and (path / "failure.txt").exists() == failed
+                if path not in (target, part) and path.is_dir()
+                if (path / "failure.txt").exists() == failed
             ]
             room = KEPT_BYTES - sum(_size(path) for path in others)
             if len(others) >= KEPT or room <= 0:

@@ -48,7 +48,10 @@ class Driver(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Called from another thread: ends the call now being made, which raises MemberFailed."""
+        """Called from another thread: ends the call now being made, which raises MemberFailed.
+
+        Does nothing between two calls, and returns at once.
+        """
         ...
 
     def close(self) -> None:
@@ -157,6 +160,7 @@ class _Work:
                 done = error.failure
             except BaseException as error:  # ends the batch; raised again by `watch`
                 with self.news:
+                    del self.running[task]
                     self.error = self.error or error
                     self.stopped = True
                     self.news.notify_all()
@@ -180,9 +184,8 @@ class _Work:
                 if self.settled < total and not self.stopped:
                     self.news.wait(GLANCE)
                 settled, over = self.settled, self.stopped or self.settled == total
-                late = [] if over else self._stragglers()
-            for driver in late:
-                driver.interrupt()
+                if not over:
+                    self._cut_stragglers()
             if progress is not None and settled != told:
                 progress(settled, total)
                 told = settled
@@ -196,10 +199,11 @@ class _Work:
         with self.news:
             self.stopped = True
             self.queue.clear()
-            running = [driver for driver, _ in self.running.values()]
             self.news.notify_all()
-        for driver in running:
-            driver.interrupt()
+            while self.running:  # again and again: a call may be about to begin
+                for driver, _ in self.running.values():
+                    driver.interrupt()
+                self.news.wait(GLANCE)
 
     def result(self) -> Result:
         rows = [row for row in self.answers if row is not None]
@@ -288,11 +292,12 @@ class _Work:
         if left and self.good + left < self.needed:
             self.stopped = True
 
-    def _stragglers(self) -> list[Driver]:
+    def _cut_stragglers(self) -> None:
         factor = self.slots.policy.straggler
         if not factor or self.good < self.needed or not self.walls:
-            return []
+            return
         limit = time.monotonic() - factor * statistics.median(self.walls)
-        late = {task for task, (_, begin) in self.running.items() if begin < limit} - self.cut
-        self.cut |= late
-        return [self.running[task][0] for task in late]
+        for task, (driver, begin) in self.running.items():
+            if begin < limit:
+                self.cut.add(task)
+                driver.interrupt()

@@ -2,8 +2,8 @@
 
 Protocol 1.0 of https://um-bridge-benchmarks.readthedocs.io: a model takes vectors of the lengths
 `InputSizes` and answers with vectors of the lengths `OutputSizes`, in JSON. Numbers keep all bits
-of float64. Writing and reading them costs some 20 ms for a field of 128 x 128, so the simulator
-should take longer than that.
+of float64. Writing and reading them on both sides costs some 40 ms for 128 x 128 numbers each way,
+so the simulator should take longer than that.
 """
 
 import asyncio

@@ -68,6 +68,17 @@ UNLAUNCHED = (
 )
 """A launcher that could not start the ranks: what it prints, and what we say."""
 
+PLAIN = {
+    errno.EMFILE: "too many open files; use fewer slots or raise the limit with ulimit -n",
+    errno.ENFILE: "too many open files on this machine; use fewer slots",
+    errno.ENOEXEC: "it is neither a program for this machine nor a script that begins with #!",
+    errno.ETXTBSY: "it is open for writing in another process",
+    errno.EAGAIN: "too many processes; use fewer slots or raise the limit with ulimit -u",
+    errno.ENOMEM: "the memory is used up; use fewer slots",
+    errno.E2BIG: "its arguments and environment are too long together",
+}
+"""What is wrong, and what to do, by the error's number."""
+
 BANNER = re.compile(
     r"[=\-*\s]+$|=   |YOUR APPLICATION TERMINATED|This typically refers to a problem|"
     r"Please see the FAQ page|slurmstepd: |srun: |\[?mpiexec@|\[proxy:|"
@@ -147,30 +158,20 @@ def not_started(argv: Sequence[str], cwd: Path, error: Exception) -> str:
     named = error.filename
     why = os.strerror(error.errno) if error.errno else str(error)
     match error.errno:
-        case errno.EMFILE | errno.ENFILE:
-            why += "; use fewer slots or raise the limit with ulimit -n"
+        case number if number in PLAIN:
+            why = PLAIN[number]
         case _ if named is not None and str(named) not in (program, str(cwd)):
             why = f"{named}: {why}"
         case errno.ENOENT | errno.ENOTDIR | errno.EACCES if str(named) == str(cwd):
             why = f"its working directory {cwd} cannot be entered ({why})"
         case errno.ENOENT if here and path.exists():
             why = f"{_interpreter(path)} is missing, which its first line or its linking asks for"
-        case errno.ENOENT if here:
-            why = "there is no such file"
         case errno.ENOENT:
-            why = "there is no such program on the PATH"
+            why = "there is no such file" if here else "there is no such program on the PATH"
         case errno.EACCES if path.is_dir():
             why = "it is a folder"
         case errno.EACCES if here and not os.access(path, os.X_OK):
             why = f"it is not executable; chmod +x {path}"
-        case errno.ENOEXEC:
-            why = "it is neither a program for this machine nor a script that begins with #!"
-        case errno.ETXTBSY:
-            why = "it is open for writing in another process"
-        case errno.EAGAIN | errno.ENOMEM:
-            why += "; the limit of processes (ulimit -u) or the memory is used up"
-        case errno.E2BIG:
-            why = "its arguments and environment are too long together"
     return f"cannot start {program}: {why}"
 
 

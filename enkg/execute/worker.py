@@ -48,6 +48,7 @@ class WorkerDriver:
         self._in, self._out = manifest.input, manifest.output
         self._dtype = np.result_type(self._in.numpy, self._out.numpy)
         self._code = code(self._dtype)
+        self._n_in, self._n_out = self._in.count, self._out.count
         self._process: Process | None = None
         self._channel: Channel | None = None
         self._shared: ndarray | None = None  # bytes
@@ -122,7 +123,7 @@ class WorkerDriver:
         argv = [*prefix, *(fill(argument, values) for argument in self.worker.command)]
         set_ = {name: fill(text, values) for name, text in m.environment.set.items()}
         size_in, size_out = (
-            port.count * self.worker.batch * self._dtype.itemsize for port in (self._in, self._out)
+            n * self.worker.batch * self._dtype.itemsize for n in (self._n_in, self._n_out)
         )
         shared = output_offset(size_in) + size_out if self.worker.memory == "shared" else 0
         named = bool(prefix) if self.named is None else self.named
@@ -146,8 +147,8 @@ class WorkerDriver:
         hello = Frame(
             Kind.HELLO,
             dtype=self._code,
-            batch=self._in.count,
-            n=self._out.count,
+            batch=self._n_in,
+            n=self._n_out,
             member0=self.worker.batch,
             reserved=0 if channel.memory is None else shared,
         )
@@ -168,7 +169,7 @@ class WorkerDriver:
         assert channel is not None
         deadline = time.monotonic() + timeout
         self._seq += 1
-        rows, n_in, n_out = len(x), self._in.count, self._out.count
+        rows, n_in, n_out = len(x), self._n_in, self._n_out
         want = Frame(Kind.RESULT, self._seq, self._code, 0, rows, n_out)
         shape = (rows, *(self._out.shape[::-1] if self._out.order == "F" else self._out.shape))
         given = _turned(x, self._in.order).astype(self._in.numpy, copy=False)
@@ -226,7 +227,7 @@ class WorkerDriver:
         launcher.check_world(ready.status, ranks, first)
 
     def _check_sizes(self, ready: Frame) -> None:
-        have, want = (ready.batch, ready.n), (self._in.count, self._out.count)
+        have, want = (ready.batch, ready.n), (self._n_in, self._n_out)
         if have not in (want, (0, 0)):
             raise MemberFailed(
                 Cause.SHAPE,

@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -138,10 +139,10 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     line = parser()
-    given = line.parse_args()
+    given = line.parse_args(arguments)
     if given.serve:
         serve(given.sleep)
         return GOOD

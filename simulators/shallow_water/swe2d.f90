@@ -22,7 +22,10 @@ contains
     real(c_double) :: field(chosen%n, chosen%n), series(chosen%minutes, size(places, 2))
     integer :: dry
     status = 2
-    if (size(x) /= size(field) .or. size(y) /= size(series)) return
+    if (size(x) /= size(field) .or. size(y) /= size(series)) then
+      if (rank == 0) call complain('simulator.toml has other shapes than the case and the gauges')
+      return
+    end if
     field = reshape(x, shape(field))
     call world_sleep(chosen%sleep)
     call simulate(chosen, places, field, series, dry)

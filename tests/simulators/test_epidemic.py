@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from simulators.epidemic.seir import (
     START,
     WEEKS,
     ImpossibleError,
+    main,
     trajectory,
     weekly_counts,
 )
@@ -79,7 +81,7 @@ def test_that_the_counts_are_those_of_another_integration():
 
     for log_beta in WALKS:
         u, ever = np.array([1 - START, 0, START, 0]), [0.0]
-        for begin, end in zip(WEEKS[:-1], WEEKS[1:], strict=True):  # no kink inside a week
+        for begin, end in pairwise(WEEKS):  # no kink inside a week
             leg = solve_ivp(
                 derivative, (begin, end), u, "LSODA", args=(log_beta,), rtol=1e-11, atol=1e-14
             )
@@ -123,21 +125,34 @@ def test_that_an_impossible_epidemic_ends_with_3_and_writes_nothing(tmp_path):
         ("nan " * 11, "NaN or infinity"),
     ],
 )
-def test_that_bad_input_ends_with_2_and_a_sentence(tmp_path, text, sentence):
+def test_that_bad_input_ends_with_2_and_a_sentence(tmp_path, capsys, text, sentence):
     if text is not None:
         (tmp_path / "in.txt").write_text(text)
-    done = program(tmp_path / "in.txt", tmp_path / "out.txt")
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main([str(tmp_path / "in.txt"), str(tmp_path / "out.txt")]) == 2
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out.txt").exists()
 
 
-def test_that_help_explains_files_and_exit_status():
-    done = program("--help")
-    assert done.returncode == 0
+def test_that_results_without_a_folder_end_with_2(tmp_path):
+    np.savetxt(tmp_path / "in.txt", WALKS[0])
+    done = program(tmp_path / "in.txt", tmp_path / "nowhere" / "out.txt")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["in.txt"]
+
+
+def test_that_help_explains_files_and_exit_status(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
     for word in ("IN", "OUT", "exit status", "--serve", "--sleep", "impossible", "example"):
-        assert word in done.stdout
+        assert word in text
+
+
+def test_that_two_files_are_asked_for(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["in.txt"])
+    assert "give two files" in capsys.readouterr().err
 
 
 def test_that_the_script_needs_numpy_and_scipy_alone():

@@ -10,7 +10,9 @@ import pytest
 
 pytest.importorskip("jax_cfd", reason="needs the extra enkg[fluids]")
 
+from enkg.execute.program import Program
 from simulators.navier_stokes import NavierStokes2D
+from simulators.navier_stokes.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -85,3 +87,20 @@ def test_that_help_explains_files_and_exit_status():
     assert done.returncode == 0
     for word in ("IN", "OUT", "exit status", "--every", "NaN", "example"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["worker", "oneshot"])
+def test_that_served_or_started_anew_the_bits_are_the_function_s(mode):
+    flow = NavierStokes2D(size=64)
+    place = np.arange(64) * 2 * np.pi / 64
+    wave = np.sin(2 * place)[:, None] * np.cos(place)
+    x = np.stack([wave, np.full_like(wave, np.nan), 2 * wave.T]).astype(np.float32)
+    x = x if mode == "worker" else x[:1]
+    found = Program(ROOT / "simulators" / "navier_stokes", slots=1, mode=mode).evaluate(x)
+    np.testing.assert_array_equal(found.y, flow(x)[:, ::2, ::2])
+    assert [failure is None for failure in found.failures] == [True, False, True][: len(x)]
+
+
+def test_that_a_flow_that_cannot_be_is_refused_before_anything_is_served(capsys):
+    assert main(["--serve", "--every", "5"]) == 2
+    assert "does not divide" in capsys.readouterr().err

@@ -14,7 +14,8 @@
    MPI: write `#define ENKG_MPI` before the #include and call, on every rank,
        enkg_serve_mpi(simulate, MPI_COMM_WORLD);
    between MPI_Init and MPI_Finalize. Every rank then gets the same x and must call its simulate;
-   the y of rank 0 is the answer. The member failed if simulate returned non-zero on any rank.
+   the y of rank 0 is the answer. The member failed if simulate returned non-zero on any rank. A
+   rank that gives up while others wait for it must call MPI_Abort: enkg starts a new program.
    Ranks that wait for the next member wait in MPI_Bcast, as busily as your MPI does. */
 
 #ifndef ENKG_WORKER_H

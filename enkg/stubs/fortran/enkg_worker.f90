@@ -25,7 +25,8 @@
 !       integer, intent(in) :: n
 !       call MPI_Bcast(bytes, n, MPI_BYTE, 0, MPI_COMM_WORLD, ierror)
 !     end subroutine
-! Every rank then gets the same x and must call its simulate; y and status of rank 0 count.
+! Every rank then gets the same x and must call its simulate; y and status of rank 0 count. A rank
+! that gives up while others wait for it must call MPI_Abort: enkg starts a new program.
 
 module enkg_worker
   use, intrinsic :: iso_c_binding
@@ -92,6 +93,10 @@ module enkg_worker
       integer(c_int), value :: protection, flags, fd
       integer(c_int64_t), value :: offset
     end function
+    subroutine c_exit(status) bind(C, name="exit")
+      import :: c_int
+      integer(c_int), value :: status
+    end subroutine
   end interface
 
   type :: channel
@@ -342,7 +347,8 @@ contains
   subroutine fail(text)
     character(*), intent(in) :: text
     write (error_unit, "(2a)") "enkg_worker: ", text
-    error stop 1
+    flush (error_unit)
+    call c_exit(1)
   end subroutine
 
 end module

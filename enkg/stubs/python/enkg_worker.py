@@ -23,6 +23,7 @@ import mmap
 import os
 import struct
 import sys
+import time
 import traceback
 
 import numpy as np
@@ -30,6 +31,8 @@ import numpy as np
 HEADER = struct.Struct("<4sIQIiQQQQQ")
 MAGIC = b"EKG1"
 HELLO, READY, EVAL, RESULT, ERROR, BYE = range(1, 7)
+PATIENCE = 2.0
+"""Seconds that a rank on which `f` raised waits for the others."""
 NOTHING = memoryview(b"")
 DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
 
@@ -43,8 +46,10 @@ def serve(f, batched=False, shape=None, comm=None):
     copy what is to be kept.
 
     comm: an mpi4py communicator. Every process calls `serve`, every process calls `f` with the same
-    numbers, and what `f` returns on rank 0 is the answer.
+    numbers, and what `f` returns on rank 0 is the answer. If `f` raises on some ranks while others
+    are held up in it, waiting for them, the program ends.
     """
+    comm = None if comm is None else comm.Dup()  # what we send meets nothing of f's
     rank, ranks = (0, 0) if comm is None else (comm.Get_rank(), comm.Get_size())
     if rank:
         _follow(f, batched, shape, comm)
@@ -90,6 +95,13 @@ def _attempt(f, x, batched, shape, n_out, comm):
         y = _evaluate(f, x, batched, shape, n_out, check=comm.Get_rank() == 0)
     except Exception as error:
         failed = error
+    arrival, limit = comm.Ibarrier(), time.monotonic() + PATIENCE
+    while failed and not arrival.Test():
+        if time.monotonic() > limit:
+            print(_text(failed), file=sys.stderr, flush=True)
+            comm.Abort(1)
+        time.sleep(0.001)
+    arrival.Wait()
     texts = comm.allgather(failed and _text(failed))
     for rank, text in enumerate(texts):
         if text:

@@ -3,13 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from enkg.execute import guard
 from enkg.execute.process import Wake
-from tests.enkg.execute.programs import DAEMON, DEAF, become, living, start
+from tests.enkg.execute.programs import DEAF, become, living, start
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks into /proc")
 
@@ -37,23 +38,29 @@ def mark(tmp_path):
     assert not left
 
 
-def guards() -> set[int]:
-    found = set()
+def guarded(enkg: int) -> bool:
+    """Whether this process has a guard."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if guard.__file__.encode() in path.read_bytes().split(b"\0"):
-                found.add(int(path.parent.name))
+            words = path.read_bytes().split(b"\0")
         except OSError:  # it ended meanwhile
             continue
-    return found
+        if guard.__file__.encode() in words and str(enkg).encode() in words:
+            return True
+    return False
 
 
-def script(text, folder) -> subprocess.Popen:
-    return subprocess.Popen(
+@contextmanager
+def script(text, folder):
+    with subprocess.Popen(
         [sys.executable, "-c", SCRIPT + text, str(ROOT), str(folder)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    ) as enkg:
+        assert enkg.stdout is not None
+        try:
+            yield enkg, enkg.stdout
+        finally:
+            enkg.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -62,32 +69,29 @@ def script(text, folder) -> subprocess.Popen:
     ["time.sleep(1000)", f"{DEAF}time.sleep(1000)", "detached(False); time.sleep(1000)"],
 )
 def test_that_programs_and_guard_end_when_enkg_is_killed(mark, number, program):
-    before = guards()
     text = f"start(DAEMON + {program!r}, folder, folder)\nprint('up', flush=True)\ntime.sleep(1000)"
-    with script(text, mark) as enkg:
-        assert enkg.stdout is not None
-        assert enkg.stdout.readline() == b"up\n"
+    with script(text, mark) as (enkg, said):
+        assert said.readline() == b"up\n"
+        assert become(lambda: guarded(enkg.pid))
         assert become(lambda: len(living(mark)) == 1 + ("detached" in program))
         enkg.send_signal(number)
         enkg.wait()
     assert become(lambda: not living(mark))
-    assert become(lambda: guards() <= before)
+    assert become(lambda: not guarded(enkg.pid))
 
 
 def test_that_a_program_running_when_python_exits_ends_before_it(mark):
-    before = guards()
-    with script(LONG, mark) as enkg:
+    with script(LONG, mark) as (enkg, _):
         assert enkg.wait() == 0
         assert not living(mark)
-    assert become(lambda: guards() <= before)
+    assert become(lambda: not guarded(enkg.pid))
 
 
 def test_that_the_guard_leaves_a_program_alone_that_enkg_has_released(mark):
     text = f"start(DAEMON + {'detached(False)'!r}, folder, folder).wait(20)\nos._exit(0)"
-    before = guards()
-    with script(text, mark) as enkg:
+    with script(text, mark) as (enkg, _):
         assert enkg.wait() == 0
-    assert become(lambda: guards() <= before)
+    assert become(lambda: not guarded(enkg.pid))
 
 
 def test_that_a_forked_enkg_has_its_own_guard(mark):
@@ -106,10 +110,9 @@ def test_that_a_forked_enkg_has_its_own_guard(mark):
 
 
 def test_that_a_forked_child_does_not_keep_the_programs_of_its_dead_parent_alive(mark):
-    text = LONG + "child = os.fork()\nprint(child or '', flush=True)\ntime.sleep(1000)"
-    with script(text, mark) as enkg:
-        assert enkg.stdout is not None
-        child = int(enkg.stdout.readline())
+    text = LONG + "child = os.fork()\nchild and print(child, flush=True)\ntime.sleep(1000)"
+    with script(text, mark) as (enkg, said):
+        child = int(said.readline())
         try:
             enkg.kill()
             assert become(lambda: not living(mark))
@@ -124,9 +127,8 @@ def test_that_a_guard_that_was_killed_is_replaced(mark):
         + LONG
         + "print('up', flush=True)\ntime.sleep(1000)"
     )
-    with script(text, mark) as enkg:
-        assert enkg.stdout is not None
-        assert enkg.stdout.readline() == b"up\n"
+    with script(text, mark) as (enkg, said):
+        assert said.readline() == b"up\n"
         assert become(lambda: len(living(mark)) == 2)
         enkg.kill()
         assert become(lambda: not living(mark))

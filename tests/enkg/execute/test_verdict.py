@@ -52,7 +52,9 @@ SRUN_EXIT = "negative depth\nsrun: error: node7: task 1: Exited with exit code 7
 SRUN_MEMORY = """slurmstepd: error: Detected 1 oom_kill event in StepId=4.0. Some were OOM-killed.
 srun: error: node7: task 0: Out Of Memory
 """
-ROOT = f"{RULE}\nprterun has detected an attempt to run as root.\n\nRunning as root is bad.\n{RULE}\n"
+ROOT = (
+    f"{RULE}\nprterun has detected an attempt to run as root.\n\nRunning as root is bad.\n{RULE}\n"
+)
 GFORTRAN = """
 Program received signal SIGFPE: Floating-point exception - erroneous arithmetic operation.
 

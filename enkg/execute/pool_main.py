@@ -1,0 +1,37 @@
+"""The program of a pool's processes. Its arguments: a socket, and where modules are looked for.
+
+It runs as a script, before anything of enkg is imported. Functions of the user's seldom need enkg
+itself, whose import takes seconds and 200 MB; so it is put off until something of it is asked for.
+"""
+
+import importlib.util
+import sys
+import types
+
+
+class Package(types.ModuleType):
+    """A package that is imported when one of its names is asked for, other than a module."""
+
+    def __getattr__(self, name: str) -> object:
+        loader = self.__spec__.loader if self.__spec__ else None
+        if loader is None or (name.startswith("__") and name not in ("__all__", "__version__")):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self.__class__ = types.ModuleType
+        loader.exec_module(self)
+        return getattr(self, name)
+
+
+def main() -> None:
+    sys.path[:] = sys.argv[2:]
+    for name in ("enkg", "enkg.execute"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        sys.modules[name] = package = importlib.util.module_from_spec(spec)
+        package.__class__ = Package
+    from enkg.execute.pool_process import serve
+
+    serve(int(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

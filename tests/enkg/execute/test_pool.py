@@ -1,0 +1,577 @@
+"""Members in other processes: the same answers, and crashes that harm nobody else."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import enkg
+from enkg.execute import guard
+from enkg.execute.pool import Pool
+from enkg.failure import Cause, Failure, FailurePolicy
+from enkg.load import load
+from tests.enkg.execute import members as m
+
+ROOT = Path(__file__).parents[3]
+RNG = np.random.default_rng(0)
+NO_RETRY = FailurePolicy(retries=0)
+
+
+def batch(count, *acts):
+    """Plain members, but for those that get something to do: (member, what)."""
+    x = RNG.standard_normal((count, 3))
+    for member, what in acts:
+        x[member, 0] = what
+    x.setflags(write=False)
+    return x
+
+
+def spawned(count=2):
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+
+
+def _line(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture
+def none_left(nothing_left):
+    """Nor does a process live on that detached itself."""
+    yield
+    host = guard.new_tag().rpartition(".")[0]
+    assert guard.family(host, {}) == {}
+
+
+def agrees(result, x, dead):
+    """Doubled, but for the dead: member to cause."""
+    good = [j for j in range(len(x)) if j not in dead]
+    np.testing.assert_array_equal(result.y[good], 2 * x[good])
+    assert {j: f.cause for j, f in enumerate(result.failures) if f is not None} == dead
+    assert np.isnan(result.y[list(dead)]).all()
+
+
+# --- processes of our own --------------------------------------------------------------------
+
+
+def test_that_a_pool_gives_what_the_function_gives():
+    with Pool(m.double, processes=2).opened(FailurePolicy(), None) as pool:
+        for shape in [(1, 3), (2, 3), (7, 2, 5), (10, 1), (5, 100_000)]:
+            for dtype in (np.float32, np.float64):
+                x = RNG.standard_normal(shape).astype(dtype)
+                result = pool.evaluate(x)
+                np.testing.assert_array_equal(result.y, 2 * x)
+                assert result.y.dtype == dtype
+                assert result.failures == (None,) * len(x)
+                assert result.calls == len(x)
+    x = batch(5)
+    expected = enkg.Function(m.mean_and_size, batched=False)(x)
+    np.testing.assert_array_equal(Pool(m.mean_and_size, processes=2)(x), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 64])
+def test_that_batches_go_in_chunks_of_one_size(chunk):
+    x = RNG.standard_normal((10, 2))
+    y = Pool(m.doubles, processes=2, chunk=chunk, batched=True)(x)
+    np.testing.assert_array_equal(y[:, 0], 2 * x[:, 0])
+    np.testing.assert_array_equal(y[:, 1], chunk)
+
+
+def test_that_all_processes_work_and_none_is_left(none_left):
+    result = Pool(m.own_pid, processes=2).evaluate(batch(20))
+    pids = set(result.y.ravel())
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+def test_that_an_empty_batch_is_refused_as_by_a_function():
+    for simulator in (enkg.Function(m.double), Pool(m.double)):
+        with pytest.raises(enkg.EnsembleFailure, match="the batch is empty"):
+            simulator.evaluate(np.empty((0, 3)))
+
+
+def test_that_crashes_nan_and_exceptions_stay_with_their_members(none_left):
+    dead = {
+        1: (m.KILL, Cause.SIGNAL, "SIGKILL"),
+        3: (m.SEGFAULT, Cause.SIGNAL, "SIGSEGV"),
+        4: (m.EXIT, Cause.EXIT, "3"),
+        6: (m.NAN, Cause.NONFINITE, "all values are NaN or infinite"),
+        8: (m.RAISE, Cause.EXCEPTION, "ValueError: too cold"),
+        9: (m.ODD, Cause.EXCEPTION, "OddError: odd"),
+        11: (m.LEAVE, Cause.EXCEPTION, "exit(4)"),
+    }
+    x = batch(14, *((j, what) for j, (what, _, _) in dead.items()), (12, m.PRINT))
+    with Pool(m.act, processes=2).opened(NO_RETRY, None) as pool:
+        result = pool.evaluate(x)
+        y = batch(5)
+        agrees(pool.evaluate(y), y, {})
+    agrees(result, x, {j: cause for j, (_, cause, _) in dead.items()})
+    for j, (_, _, text) in dead.items():
+        failure = result.failures[j]
+        assert failure is not None
+        assert text in failure.detail
+    assert result.calls == 14
+
+
+def test_that_the_text_of_an_exception_is_that_of_a_function():
+    x = batch(3, (1, m.RAISE))
+    here = enkg.Function(m.act, batched=False).evaluate(x)
+    there = Pool(m.act, processes=1).evaluate(x)
+    assert here.failures == there.failures
+
+
+def test_that_one_bad_row_does_not_spoil_its_chunk():
+    x = batch(8, (2, m.RAISE), (5, m.KILL))
+    with Pool(m.act_on_all, processes=2, chunk=4, batched=True).opened(NO_RETRY, None) as pool:
+        agrees(pool.evaluate(x), x, {2: Cause.EXCEPTION, 5: Cause.SIGNAL})
+
+
+def test_that_a_crash_is_tried_again_and_an_exception_is_not():
+    x = batch(4, (1, m.KILL), (2, m.RAISE))
+    with Pool(m.act, processes=2).opened(FailurePolicy(retries=2), None) as pool:
+        result = pool.evaluate(x)
+    agrees(result, x, {1: Cause.SIGNAL, 2: Cause.EXCEPTION})
+    assert result.calls == 6
+
+
+@pytest.mark.parametrize("what", [m.HANG, m.BROOD, m.STUBBORN])
+def test_that_a_hanging_member_is_ended_with_all_that_it_started(what, none_left):
+    x = batch(5, (2, what))
+    begin = time.monotonic()
+    policy = FailurePolicy(timeout=1.5, retries=0)
+    with Pool(m.act, processes=2).opened(policy, None) as pool:
+        result = pool.evaluate(x)
+        agrees(result, x, {2: Cause.TIMEOUT})
+        assert str(result.failures[2]) == "timeout: ran longer than 1.5 s"
+        y = batch(4)
+        agrees(pool.evaluate(y), y, {})
+    assert time.monotonic() - begin < 60
+
+
+def test_that_the_time_limit_does_not_count_the_start_of_the_process():
+    x = batch(3)
+    with Pool(m.act, processes=1).opened(FailurePolicy(timeout=0.05, retries=0), None) as pool:
+        agrees(pool.evaluate(x), x, {})
+
+
+def test_that_a_straggler_is_cut(none_left):
+    x = batch(6, (0, m.HANG))
+    policy = FailurePolicy(straggler=20.0, minimum_success=0.5)
+    with Pool(m.act, processes=2).opened(policy, None) as pool:
+        pool.evaluate(batch(4))
+        agrees(pool.evaluate(x), x, {0: Cause.CUT})
+
+
+def test_that_a_process_killed_from_outside_in_mid_call_costs_one_repetition():
+    x = batch(6, (0, m.SLOW), (1, m.SLOW))
+    with Pool(m.act, processes=2).opened(FailurePolicy(), None) as pool:
+        pool.evaluate(batch(4))
+        victims = [p for p in psutil.Process().children() if "pool_main" in str(p.cmdline())]
+        assert len(victims) == 2
+        threading.Timer(0.2, victims[0].kill).start()
+        result = pool.evaluate(x)
+    np.testing.assert_array_equal(result.y[2:], 2 * x[2:])
+    assert result.failures == (None,) * 6
+    assert result.calls == 7
+
+
+def test_that_a_process_killed_between_two_calls_costs_nothing():
+    with Pool(m.double, processes=1).opened(NO_RETRY, None) as pool:
+        pool.evaluate(batch(2))
+        for p in psutil.Process().children():
+            if "pool_main" in str(p.cmdline()):
+                p.kill()
+                p.wait(10)
+        x = batch(2)
+        agrees(pool.evaluate(x), x, {})
+
+
+def test_that_progress_is_told():
+    told = []
+    Pool(m.double, processes=2).evaluate(batch(5), lambda done, total: told.append((done, total)))
+    assert told[-1] == (5, 5)
+    assert told == sorted(told)
+
+
+def test_that_libraries_have_one_thread_unless_more_are_wanted():
+    np.testing.assert_array_equal(Pool(m.threads, processes=1)(batch(1)), [[1, 1]])
+    np.testing.assert_array_equal(Pool(m.threads, processes=1, threads=3)(batch(1)), [[3, 3]])
+
+
+def test_that_a_torch_function_gets_its_tensors():
+    x = RNG.standard_normal((3, 2))
+    y = Pool(torch.square, processes=1, batched=True, chunk=2, to=torch.from_numpy)(x)
+    np.testing.assert_allclose(y, x**2)
+
+
+# --- what cannot work ------------------------------------------------------------------------
+
+
+def test_that_functions_without_a_name_are_refused_before_any_member_runs():
+    def inner(x):
+        return x
+
+    for f in (lambda x: x, inner, partial(m.double, threading.Lock())):
+        with (
+            pytest.raises(enkg.InputError, match=r"cannot be sent to another process.*top level"),
+            Pool(f).opened(FailurePolicy(), None),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("f", "batched", "message"),
+    [
+        (m.wrong_batch, True, "axis 0 counts the members"),
+        (m.text, False, "expected real numbers"),
+    ],
+)
+def test_that_answers_of_no_use_end_the_run_as_with_a_function(f, batched, message):
+    with pytest.raises(enkg.InputError, match=message):
+        Pool(f, processes=2, batched=batched)(batch(4))
+
+
+def test_that_members_of_different_shapes_are_refused():
+    with pytest.raises(enkg.InputError, match=r"different shapes.*\(3,\), \(7,\)"):
+        Pool(m.act, processes=2)(batch(4, (3, m.SHAPE)))
+
+
+def test_that_a_pool_where_all_fail_says_why():
+    with pytest.raises(enkg.EnsembleFailure, match="all 3 members; first: ValueError: too cold"):
+        Pool(m.act, processes=2)(batch(3, *((j, m.RAISE) for j in range(3))))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"processes": 0}, "processes is 0"),
+        ({"chunk": 4}, "batched=True"),
+        ({"threads": 0}, "threads is 0"),
+        ({"executor": 3}, "the executor is a int"),
+        ({"f": 3}, "cannot be called"),
+    ],
+)
+def test_that_fields_are_checked(fields, message):
+    with pytest.raises(enkg.InputError, match=message):
+        Pool(**{"f": m.double, **fields})
+
+
+# --- scripts and experiment files ------------------------------------------------------------
+
+FILE = """
+import numpy as np
+import enkg
+from neighbour import FACTOR
+
+class Wave:
+    def __init__(self, power): self.power = power
+    def __call__(self, x): return FACTOR * x ** self.power
+
+def simulator(x):
+    return FACTOR * x
+
+def experiment() -> enkg.Experiment:
+    raise NotImplementedError
+"""
+
+
+def test_that_functions_of_an_experiment_file_are_found(tmp_path, monkeypatch):
+    (tmp_path / "neighbour.py").write_text("FACTOR = 3.0")
+    file = tmp_path / "2-waves.py"
+    file.write_text(FILE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    load(file)
+    module = sys.modules["enkg_experiment_2-waves"]
+    x = batch(4)
+    np.testing.assert_array_equal(Pool(module.simulator, processes=1)(x), 3 * x)
+    np.testing.assert_array_equal(Pool(module.Wave(2), processes=1)(x), 3 * x**2)
+    with spawned(1) as executor:
+        np.testing.assert_array_equal(Pool(module.Wave(2), executor=executor)(x), 3 * x**2)
+
+
+def script(tmp_path, text):
+    file = tmp_path / "script.py"
+    file.write_text(textwrap.dedent(text))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, file], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+GUARDED = """
+    import numpy as np
+    from enkg.execute.pool import Pool
+    from tests.enkg.execute import members
+    def f(x): return 3 * x
+    {}
+        print("result", Pool(f, processes=2)(np.ones((3, 1))).sum())
+"""
+
+
+def test_that_functions_of_the_main_script_are_found(tmp_path):
+    process = script(tmp_path, GUARDED.format("if __name__ == '__main__':"))
+    out, err = process.communicate(timeout=60)
+    assert out.split() == ["result", "9.0"], err
+
+
+def test_that_a_script_without_a_guard_is_told_so(tmp_path):
+    process = script(tmp_path, GUARDED.format("if True:"))
+    out, err = process.communicate(timeout=60)
+    assert out == ""
+    assert process.returncode == 1
+    assert err.rstrip().endswith('Put what starts the work below: if __name__ == "__main__":')
+
+
+HANGING = f"""
+    import numpy as np
+    from enkg.execute.pool import Pool
+    from tests.enkg.execute import members
+    if __name__ == "__main__":
+        Pool(members.act, processes=2)(np.full((4, 1), {m.BROOD}.0))
+"""
+
+
+def family(process):
+    """The processes of a hanging script, once its calls are under way."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        below = psutil.Process(process.pid).children(recursive=True)
+        if sum("sleep" in _line(p) for p in below) == 2:
+            return below
+        time.sleep(0.05)
+    raise AssertionError("the calls have not begun")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_that_nothing_outlives_a_script_that_is_stopped(tmp_path, number):
+    process = script(tmp_path, HANGING)
+    below = family(process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    gone, alive = psutil.wait_procs(below, timeout=15)
+    assert not alive
+    assert err.count("Traceback") <= 1  # that of the script itself
+    assert len(gone) >= 4
+
+
+# --- executors -------------------------------------------------------------------------------
+
+
+def loky_pool(count=2):
+    loky = pytest.importorskip("loky")
+    return loky.ProcessPoolExecutor(count)
+
+
+@contextmanager
+def dask_executor(count=2):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=count, threads_per_worker=1, dashboard_address=None, memory_limit=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client.get_executor()
+
+
+EXECUTORS = {
+    "processes": spawned,
+    "threads": lambda: ThreadPoolExecutor(2),
+    "loky": loky_pool,
+    "dask": dask_executor,
+}
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_that_any_executor_runs_the_members(name):
+    x = batch(7, (2, m.RAISE), (3, m.NAN), (5, m.ODD))
+    with EXECUTORS[name]() as executor:
+        with Pool(m.act, executor=executor).opened(FailurePolicy(), None) as pool:
+            for _ in range(2):
+                result = pool.evaluate(x)
+                agrees(result, x, {2: Cause.EXCEPTION, 3: Cause.NONFINITE, 5: Cause.EXCEPTION})
+                assert result.failures[2] == Failure(Cause.EXCEPTION, "ValueError: too cold")
+                assert result.calls == 7
+        assert executor.submit(m.double, 2).result() == 4  # it is the user's, and still open
+
+
+@pytest.mark.parametrize("make", [spawned, loky_pool], ids=["processes", "loky"])
+def test_that_a_crash_in_an_executor_that_can_be_made_anew_costs_one_member(make):
+    x = batch(8, (3, m.KILL), (6, m.RAISE))
+    with Pool(m.act, executor=make).opened(FailurePolicy(), None) as pool:
+        result = pool.evaluate(x)
+        agrees(result, x, {3: Cause.LOST, 6: Cause.EXCEPTION})
+        assert 9 < result.calls <= 12
+        y = batch(4)
+        agrees(pool.evaluate(y), y, {})
+
+
+def test_that_a_users_executor_that_broke_says_how_to_go_on():
+    x = batch(8, (2, m.KILL))
+    with spawned() as executor, Pool(m.act, executor=executor).opened(NO_RETRY, None) as pool:
+        pool.evaluate(x[:2])
+        with pytest.raises(enkg.EnsembleFailure, match=r"executor broke.*function that makes one"):
+            pool.evaluate(x[2:4])
+
+
+@pytest.mark.parametrize("make", [spawned, loky_pool], ids=["processes", "loky"])
+def test_that_a_hang_in_an_executor_that_can_be_made_anew_is_ended(make):
+    x = batch(6, (1, m.HANG))
+    policy = FailurePolicy(timeout=3.0, retries=0)
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    with Pool(m.act, executor=make).opened(policy, None) as pool:
+        agrees(pool.evaluate(x), x, {1: Cause.TIMEOUT})
+        y = batch(4)
+        agrees(pool.evaluate(y), y, {})
+    new = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    _, alive = psutil.wait_procs([p for p in new if "tracker" not in str(_line(p))], timeout=15)
+    assert not alive
+
+
+def test_that_a_call_given_up_keeps_its_place_in_a_users_executor():
+    release, running, most = threading.Event(), set(), [0]
+
+    def f(x):
+        running.add(x[0])
+        most[0] = max(most[0], len(running))
+        if x[0] == 0:
+            release.wait(30)
+        time.sleep(0.05)
+        running.discard(x[0])
+        return 2 * x
+
+    x = np.arange(8.0)[:, None]
+    policy = FailurePolicy(timeout=1.0, retries=0)
+    with (
+        ThreadPoolExecutor(2) as executor,
+        Pool(f, executor=executor).opened(policy, None) as pool,
+    ):
+        agrees(pool.evaluate(x), x, {0: Cause.TIMEOUT})
+        assert most[0] == 2
+        release.set()
+        agrees(pool.evaluate(x), x, {})
+
+
+def test_that_an_executor_full_of_hanging_calls_is_given_up():
+    release = threading.Event()
+
+    def f(x):
+        if x[0] < 2:
+            release.wait(30)
+        return 2 * x
+
+    x = np.arange(5.0)[:, None]
+    policy = FailurePolicy(timeout=0.5, retries=0, minimum_success=0.1)
+    with ThreadPoolExecutor(2) as executor:
+        with (
+            Pool(f, executor=executor).opened(policy, None) as pool,
+            pytest.raises(enkg.EnsembleFailure, match="timeout: ran longer"),
+        ):
+            pool.evaluate(x)
+        release.set()
+
+
+def test_that_a_straggler_in_an_executor_is_cut():
+    release = threading.Event()
+
+    def f(x):
+        if x[0] == 0:
+            release.wait(30)
+        return 2 * x
+
+    x = np.arange(6.0)[:, None]
+    with ThreadPoolExecutor(2) as executor:
+        policy = FailurePolicy(straggler=20.0)
+        with Pool(f, executor=executor).opened(policy, None) as pool:
+            agrees(pool.evaluate(x), x, {0: Cause.CUT})
+        release.set()
+
+
+def test_that_loky_runs_functions_without_a_name():
+    x = batch(3)
+    factor = 5.0
+    with loky_pool() as executor:
+        y = Pool(lambda member: factor * member, executor=executor)(x)
+    np.testing.assert_array_equal(y, 5 * x)
+
+
+def test_that_an_executor_that_cannot_run_the_function_is_refused():
+    with (
+        spawned(1) as executor,
+        pytest.raises(enkg.InputError, match=r"cannot run .*pickle"),
+        Pool(partial(m.double, threading.Lock()), executor=executor).opened(NO_RETRY, None),
+    ):
+        pass
+
+
+def test_that_a_time_limit_asks_how_many_calls_an_executor_runs_at_once():
+    class Plain:
+        def submit(self, f, *given):
+            return inner.submit(f, *given)
+
+    x = batch(4)
+    policy = FailurePolicy(timeout=5.0)
+    with ThreadPoolExecutor(2) as inner:
+        with (
+            pytest.raises(enkg.InputError, match="processes="),
+            Pool(m.double, executor=Plain()).opened(policy, None),
+        ):
+            pass
+        with Pool(m.double, executor=Plain(), processes=2).opened(policy, None) as pool:
+            agrees(pool.evaluate(x), x, {})
+        agrees(Pool(m.double, executor=Plain()).evaluate(x), x, {})
+
+
+def test_that_dask_workers_that_die_or_hang_cost_their_members_alone():
+    x = batch(6, (1, m.HANG))
+    with dask_executor() as executor:
+        pool = Pool(m.act, executor=executor, processes=2)
+        with pool.opened(FailurePolicy(timeout=2.0, retries=0), None) as evaluator:
+            agrees(evaluator.evaluate(x), x, {1: Cause.TIMEOUT})
+
+
+MPI = f"""
+    import numpy as np
+    from mpi4py.futures import MPIPoolExecutor
+    from enkg.execute.pool import Pool
+    from tests.enkg.execute import members
+    if __name__ == "__main__":
+        x = np.arange(6.0).reshape(6, 1)
+        x[2] = {m.RAISE}
+        with MPIPoolExecutor() as executor:
+            result = Pool(members.act, executor=executor).evaluate(x)
+        print(result.y.ravel().tolist(), result.failures[2])
+"""
+
+
+def test_that_mpi_runs_the_members(tmp_path):
+    pytest.importorskip("mpi4py")
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if not mpiexec.exists():
+        pytest.skip("there is no mpiexec beside this Python")
+    file = tmp_path / "script.py"
+    file.write_text(textwrap.dedent(MPI))
+    done = subprocess.run(
+        [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures", file],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "[0.0, 2.0, nan, 6.0, 8.0, 10.0] ValueError: too cold"
