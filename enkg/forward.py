@@ -119,16 +119,18 @@ class Forward:
         found = [failure for failure in failures if failure is not None]
         self.failed += len(found)
         self.causes.update(str(failure.cause) for failure in found)
-        by_text = Counter(f.text for f in found)
-        for text, times in by_text.most_common(3):
-            log.warning("%d of %d members failed: %s", times, count, text)
+        by_cause = Counter(f.cause for f in found).most_common()
+        first = {f.cause: f.text for f in reversed(found)}
+        for cause, times in by_cause:
+            log.warning("%d of %d members failed; the first: %s", times, count, first[cause])
         for failure in [f for f in found if f.kept][:3]:
             log.warning("files of a failed member: %s", failure.kept)
         needed = min(count, max(2, math.ceil(policy.minimum_success * count)))
         if count - len(found) < needed:
-            table = "; ".join(f"{times} x {text}" for text, times in by_text.most_common(3))
+            table = "; ".join(f"{times} by {cause}" for cause, times in by_cause)
             kept = next((f". See {f.kept}" for f in found if f.kept), "")
             raise EnsembleFailure(
                 f"{len(found)} of {count} members failed, and {needed} must survive "
-                f"(failure.minimum_success = {policy.minimum_success:g}): {table}{kept}"
+                f"(failure.minimum_success = {policy.minimum_success:g}): {table}; the first: "
+                f"{first[by_cause[0][0]]}{kept}"
             )

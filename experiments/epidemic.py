@@ -8,10 +8,13 @@ K of expectation L, sqrt(K) + sqrt(K + 1) has nearly mean sqrt(4 L + 1) and vari
 and Tukey). The bias of that mean is 0.09 at L = 1, 0.02 at L = 3 and at most 0.1 anywhere; the
 variance is within 6 % of one down to L = 1 and then falls, so that tiny counts weigh a little too
 little. The measured counts enter the observation by the first formula, and the simulator's expected
-counts pass the second (`observe`).
+counts pass the second (`observe`). On the five epidemics of the reference this moves the exact
+posterior means by at most 0.1 posterior standard deviations, and these by at most 3 %.
 
 The reference is a Markov chain with the exact Poisson likelihood,
-experiments/references/epidemic_mcmc.py; its numbers are in epidemic.json beside it.
+experiments/references/epidemic_mcmc.py; its numbers are in epidemic.json beside it. The tests hold
+the ensemble to it: an error of the mean below 0.5 posterior standard deviations (root mean square
+over the knots; 0.2 is usual) and standard deviations between 0.7 and 1.3 times the exact ones.
 
 Reference: Freeman and Tukey 1950, "Transformations related to the angular and the square root",
 Annals of Mathematical Statistics 21.

@@ -3,14 +3,13 @@
     make -C simulators/shallow_water
     enkg run experiments/shallow_water.py
 
-The sea surface is displaced inside a source box; 12 gauges record it once a minute for an hour, with
-an error of 2 cm. The unknown is the displacement: a Gaussian field of length 40 km and standard
-deviation 1 m, tapered to zero at the edge of the box, as its 64 leading principal components. The
-program stays up and is handed one member after another; --mode oneshot starts it anew, with its own
-folder and its own mpiexec, for every member. The gauges are the same bit for bit.
+The sea surface is displaced inside a source box; 12 gauges record it once a minute for an hour,
+with an error of 2 cm. The unknown is the displacement: a Gaussian field of length 40 km and
+standard deviation 1 m, tapered to zero at the edge of the box, as its 64 leading principal
+components. The program stays up and is handed one member after another; --mode oneshot starts it
+anew, with its own folder and its own mpiexec, for every member. The gauges are the same bits.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -85,7 +84,7 @@ def inversion(program: enkg.Program, truth: int, std: float, noise: float) -> en
         ),
         truth=displacement[0],
         predict=32,
-        analyse=Reading(),
+        analyse=analyse,
     )
 
 
@@ -106,47 +105,49 @@ def source(size: int) -> enkg.Gaussian:
     for low, high in BOX:
         inside = np.clip(np.minimum(place - low, high - place) / TAPER, 0, 1)
         taper = np.sin(np.pi / 2 * inside) ** 2
-        values, vectors = np.linalg.eigh(taper[:, None] * np.exp(-0.5 * (gap / LENGTH) ** 2) * taper)
+        values, vectors = np.linalg.eigh(
+            taper[:, None] * np.exp(-0.5 * (gap / LENGTH) ** 2) * taper
+        )
         factors.append((values.clip(min=0), vectors))
     (north, ns), (east, es) = factors
     variance = np.outer(north, east).ravel()
     order = np.argsort(-variance, kind="stable")[:COMPONENTS]
     basis = np.einsum("ik,jk->ijk", ns[:, order // size], es[:, order % size])
     basis = basis.reshape(size * size, -1)
-    mean = np.zeros((size, size))
-    return enkg.Gaussian(mean, variance[order], enkg.Eigenbasis(basis, (size, size)))
+    return enkg.Gaussian(
+        torch.zeros(size, size, dtype=torch.float64),
+        torch.from_numpy(variance[order]),
+        enkg.Eigenbasis(torch.from_numpy(basis), (size, size)),
+    )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a tsunami warning wants to know, and two figures; see `Experiment`."""
-
-    def __call__(self, tree: xr.DataTree, folder: Path | None) -> enkg.Analysis:
-        after, before = (
-            quantities(tree[group].to_dataset()["displacement"].values)
-            for group in ("posterior", "prior_samples")
-        )
-        columns = ["", "median", "90 %", "prior, 90 %"]
-        rows = [
-            [name, float(np.median(values)), interval(values), interval(before[name])]
-            for name, values in after.items()
-        ]
-        metrics = {}
-        if "truth" in tree:
-            columns.insert(1, "truth")
-            field = tree["truth"].to_dataset()["displacement"].values
-            for row, values in zip(rows, quantities(field[None]).values(), strict=True):
-                row.insert(1, float(values[0]))
-            size = len(field)
-            prior = source(size)
-            box = (prior.transform.inverse(torch.diag(prior.scales)) ** 2).sum(dim=0) > 0.01
-            x = torch.from_numpy(tree["posterior"].to_dataset()["displacement"].values)
-            metrics["coverage_90_in_box"] = coverage(x[:, box], torch.from_numpy(field)[box])
-        if folder is not None:
-            (folder / "figures").mkdir(exist_ok=True)
-            plot_source(tree, folder / "figures" / "source.png")
-            plot_gauges(tree, folder / "figures" / "gauges.png")
-        return enkg.Analysis(metrics, [enkg.Table("The source", columns, rows)])
+def analyse(tree: xr.DataTree, folder: Path | None) -> enkg.Analysis:
+    """What a tsunami warning wants to know, and two figures."""
+    after, before = (
+        quantities(tree[group].to_dataset()["displacement"].values)
+        for group in ("posterior", "prior_samples")
+    )
+    columns = ["", "median", "90 %", "prior, 90 %"]
+    rows = [
+        [name, float(np.median(values)), interval(values), interval(before[name])]
+        for name, values in after.items()
+    ]
+    metrics = {}
+    if "truth" in tree:
+        columns.insert(1, "truth")
+        field = tree["truth"].to_dataset()["displacement"].values
+        for row, values in zip(rows, quantities(field[None]).values(), strict=True):
+            row.insert(1, float(values[0]))
+        size = len(field)
+        prior = source(size)
+        box = (prior.transform.inverse(torch.diag(prior.scales)) ** 2).sum(dim=0) > 0.01
+        x = torch.from_numpy(tree["posterior"].to_dataset()["displacement"].values)
+        metrics["coverage_90_in_box"] = coverage(x[:, box], torch.from_numpy(field)[box])
+    if folder is not None:
+        (folder / "figures").mkdir(exist_ok=True)
+        plot_source(tree, folder / "figures" / "source.png")
+        plot_gauges(tree, folder / "figures" / "gauges.png")
+    return enkg.Analysis(metrics, [enkg.Table("The source", columns, rows)])
 
 
 def quantities(displacement: np.ndarray) -> dict[str, np.ndarray]:

@@ -239,7 +239,7 @@ def _write(line: bytes) -> None:
 
 def _start() -> None:
     flags = ["-I", "-S"] if _PROC else ["-I"]
-    keep = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
+    keep = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
     try:
         reader, writer = os.pipe()
     except OSError:

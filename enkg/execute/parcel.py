@@ -166,19 +166,24 @@ def _failed(shown: Exception, error: BaseException) -> Answer:
     return "failed", (str(Cause.EXCEPTION), exception(shown).detail, where)
 
 
-def probe(parcel: Parcel) -> str:
+def probe(parcel: Parcel, mark: str) -> str:
     """A first task: why the function cannot be used, or nothing."""
     time.sleep(0.1)  # long enough to be seen running
-    kind, text = task(parcel, None)
+    kind, text = task(parcel, None, mark)
     return text if kind == "unusable" else ""
 
 
-def task(parcel: Parcel, x: ndarray | None) -> Answer:
-    """What an executor is given to run; without members, only a trial."""
+def task(parcel: Parcel, x: ndarray | None, mark: str) -> Answer:
+    """What an executor is given to run; without members, only a trial.
+
+    mark: a file to be made when the call begins, if that is possible where it runs.
+    """
     try:
         function = parcel.whole or _unpacked(parcel)
     except InputError as error:
         return "unusable", str(error)
+    with contextlib.suppress(OSError):
+        os.close(os.open(mark, os.O_CREAT))
     return ("ready", None) if x is None else answer(function, x)
 
 

@@ -39,9 +39,10 @@ class Pool:
     executor: runs the calls instead: any `concurrent.futures.Executor`, such as those of loky, dask
     (`client.get_executor()`), Parsl, executorlib or mpi4py, and `processes` says how many calls it
     runs at once, if it does not tell itself. Such an executor cannot end a call: one that takes too
-    long, by the time since the executor said that it runs, is given up and keeps its process. Nor
-    does it outlive a crash. So rather pass a function that makes an executor: then a new one is
-    made when the old one broke or hangs, and the members that it held are run again.
+    long is given up and keeps its process. The time counts from the start of the call on this
+    machine, elsewhere from when the executor says that it runs. Nor does an executor outlive a
+    crash. So rather pass a function that makes one: then a new one is made when the old one broke
+    or hangs, and the members that it held are run again.
 
     chunk: rows of a call, for functions of a batch; every call has exactly this many, the last one
     filled up by repeating. to: makes the array that f wants, as for `Function`.
@@ -109,12 +110,12 @@ class Pool:
     def _shop(self, policy: FailurePolicy) -> Iterator[Evaluator]:
         shop = Shop(self.executor, self.function, self.processes)
         try:
-            if not shop.width_known and (policy.timeout or policy.straggler):
+            shop.probe()
+            if not (shop.marked or shop.width_known) and (policy.timeout or policy.straggler):
                 raise InputError(
                     "a time limit needs to know how many calls the executor runs at once; say so "
                     "by Pool(f, executor=..., processes=...)"
                 )
-            shop.probe()
             shared = Opened()
             slots = Slots(
                 [ExecutorDriver(shop, shared) for _ in range(shop.width)],

@@ -1,18 +1,24 @@
 """A slot of the pool: one task at a time for an executor, which runs it wherever it does.
 
-Only `submit` and the futures of `concurrent.futures` are used, and they tell little: not which task
-broke the executor, and no running task can be ended. So no more tasks are under way than the
-executor runs at once; a task that is given up keeps its place until it ends, if it ever does; and
-after a break, the tasks that may have caused it are run again one at a time.
+Only `submit` and the futures of `concurrent.futures` are used, and they tell little: not when a
+task really began, nor which of them broke the executor; and no running task can be ended. So a task
+leaves a mark on the disk when it begins; where that is not seen, the executor is believed. A task
+that is given up keeps its place until it ends, if it ever does. After a break, the tasks that had
+begun are run again one at a time.
 """
 
 import logging
+import os
+import shutil
+import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from numpy import ndarray
@@ -27,6 +33,8 @@ GLANCE = 0.02
 """Seconds between two looks whether a task has begun, or there is room for one."""
 PATIENCE = 60.0
 """Seconds after which a first task that has not ended is worth a warning."""
+STARTUP = 60.0
+"""Seconds after which a task is taken to have begun though it left no mark."""
 UNKNOWN = 128
 """Tasks under way in an executor of which nobody says how many it runs at once."""
 
@@ -76,7 +84,8 @@ class Shop:
         self.function = function
         self.killers: set[tuple[int, int]] = set()
         self.repeated = 0
-        self.tells_start = True
+        self.marks = Path(tempfile.mkdtemp(prefix=f"enkg-{os.getuid()}-{os.getpid()}-"))
+        self.marked = self.running = True  # how a task shows that it began
         self._source = source
         self._news = threading.Condition()
         self._lives: list[_Life] = []
@@ -89,10 +98,10 @@ class Shop:
 
     def probe(self) -> None:
         """Runs a first task. Raises InputError if the executor cannot run the function."""
-        begin, seen = time.monotonic(), False
-        warned = False
+        begin, seen, warned = time.monotonic(), False, False
+        mark = self.marks / "probe"
         try:
-            future = self._current().executor.submit(probe, self.parcel)
+            future = self._current().executor.submit(probe, self.parcel, str(mark))
             while not future.done():
                 seen |= future.running()
                 time.sleep(GLANCE)
@@ -108,7 +117,13 @@ class Shop:
             ) from error
         if unusable:
             raise InputError(unusable)
-        self.tells_start = seen
+        self.marked, self.running = mark.exists(), seen
+
+    def begun(self, mark: Path, future: Future, waited: float) -> bool:
+        """Whether a task has begun that was handed over so many seconds ago."""
+        if self.marked and waited < STARTUP:
+            return mark.exists()
+        return future.running() or not self.running
 
     @contextmanager
     def place(self, alone: bool, check: Callable[[], None]) -> Iterator[_Life]:
@@ -158,6 +173,7 @@ class Shop:
         for life in lives:
             if self.ours:
                 life.executor.shutdown(wait=True)
+        shutil.rmtree(self.marks, ignore_errors=True)
 
     def _current(self) -> _Life:
         if not self._lives or self._lives[-1].over:
@@ -181,9 +197,9 @@ class Shop:
             processes = dict(getattr(life.executor, "_processes", None) or {})
             with suppress(Exception):  # it is broken
                 life.executor.shutdown(wait=False)
-            for process in processes.values() if life.hung else ():
-                with suppress(Exception):  # gone already
-                    process.kill()
+            for pid in processes if life.hung else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 class ExecutorDriver:
@@ -234,15 +250,17 @@ class ExecutorDriver:
                     "cannot end them. Pass a function that makes an executor, and it is replaced",
                 )
 
+        mark = shop.marks / f"{id(self)}"
+        mark.unlink(missing_ok=True)
         with shop.place(alone, check) as life:
-            begun = False
+            future = None
             try:
-                future = life.executor.submit(task, shop.parcel, x)
-                begun = True
-                self._await(life, future, timeout)
+                future = life.executor.submit(task, shop.parcel, x, str(mark))
+                self._await(life, future, timeout, mark)
                 return future.result()
             except BrokenExecutor as error:
                 shop.broke(life)
+                begun = future is not None and (mark.exists() or not shop.marked)
                 raise BrokenError(error, begun) from None
             except MemberFailed:
                 raise
@@ -253,19 +271,20 @@ class ExecutorDriver:
                     Cause.LOST, f"the executor raised {exception(error).detail}"
                 ) from error
 
-    def _await(self, life: _Life, future: Future, timeout: float | None) -> None:
+    def _await(self, life: _Life, future: Future, timeout: float | None, mark: Path) -> None:
         self._news.clear()
         future.add_done_callback(lambda _: self._news.set())
-        begin = None
+        handed, begin = time.monotonic(), None
         try:
             while not future.done():
                 self._go_on()
                 if timeout is None:
                     self._news.wait()
                     continue
-                if begin is None and (future.running() or not self.shop.tells_start):
-                    begin = time.monotonic()
-                left = GLANCE if begin is None else begin + timeout - time.monotonic()
+                now = time.monotonic()
+                if begin is None and self.shop.begun(mark, future, now - handed):
+                    begin = now
+                left = GLANCE if begin is None else begin + timeout - now
                 if left <= 0:
                     raise MemberFailed(
                         Cause.TIMEOUT, f"ran longer than {timeout:g} s; the executor may run it on"

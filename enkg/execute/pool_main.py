@@ -4,6 +4,7 @@ It runs as a script, before anything of enkg is imported. Functions of the user'
 itself, whose import takes seconds and 200 MB; so it is put off until something of it is asked for.
 """
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -16,6 +17,9 @@ class Package(types.ModuleType):
         loader = self.__spec__.loader if self.__spec__ else None
         if loader is None or (name.startswith("__") and name not in ("__all__", "__version__")):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        module = f"{self.__name__}.{name}"
+        if importlib.util.find_spec(module) is not None:
+            return importlib.import_module(module)
         self.__class__ = types.ModuleType
         loader.exec_module(self)
         return getattr(self, name)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
-from enkg.execute import guard, verdict
+from enkg.execute import guard, leftovers, verdict
 from enkg.execute.environment import environment
 from enkg.failure import Cause, Failure, MemberFailed
 
@@ -324,6 +324,8 @@ class Process:
         self._ended = True
         self._popen.returncode = self._returncode or 0  # it shall not wait again
         guard.release(self.pid)
+        if self._returncode and verdict.is_launcher(self.argv):
+            leftovers.sweep()
 
     def _close(self) -> None:
         with self._lock:

@@ -148,6 +148,11 @@ def last_line(text: str) -> str:
     return _short(second)
 
 
+def is_launcher(argv: Sequence[str]) -> bool:
+    """Whether the program is mpiexec or its like."""
+    return _base(argv) in LAUNCHERS
+
+
 def not_started(argv: Sequence[str], cwd: Path, error: Exception) -> str:
     """What is wrong with a program that the system would not start."""
     program = str(argv[0]) if argv else "an empty command"
@@ -229,7 +234,7 @@ def _rank_signal(argv: Sequence[str], code: int, printed: str) -> int:
 
 
 def _rank_exit(argv: Sequence[str], code: int, printed: str) -> int:
-    if _base(argv) in LAUNCHERS:
+    if is_launcher(argv):
         for pattern in RANK_EXIT:
             if match := pattern.search(printed):
                 return int(match[1]) or code

@@ -8,8 +8,8 @@ posterior is known: in white coordinates z of the prior and whitened data,
 
     covariance C = (I + A A^T)^-1,   mean = C A (y - b),   A = d data / dz, b the data of z = 0.
 
-At a standard deviation of 1 m the gauges differ from the linear map by 0.6 mm rms, noise is 2 cm. With
---std the waves, and the noise with them, are made smaller or larger.
+At a standard deviation of 1 m the gauges differ from the linear map by 0.6 mm (root mean square);
+their noise is 2 cm. With --std the waves, and the noise with them, are made smaller or larger.
 """
 
 import argparse

@@ -87,7 +87,7 @@ def test_that_the_posterior_is_near_the_exact_one(truth):
     case = dataclasses.replace(experiment(truth=truth), simulator=simulator)
     summary = json.loads(enkg.run(case).attrs["summary"])
     assert summary["trusted"]
-    assert summary["metrics"]["mean_against_exact"] < 0.4  # in posterior standard deviations
+    assert summary["metrics"]["mean_against_exact"] < 0.5  # in posterior standard deviations
     ratio = summary["metrics"]["std_over_exact"]
     assert ratio["lowest"] > 0.7
     assert ratio["highest"] < 1.3
@@ -101,6 +101,6 @@ def test_that_the_program_gives_the_same_posterior(tmp_path):
     reference = stored(0, synthetic(0)[1])
     assert reference is not None
     error, ratio = against(x, reference)
-    assert np.sqrt((error**2).mean()) < 0.4
+    assert np.sqrt((error**2).mean()) < 0.5
     assert 0.7 < ratio.min() < ratio.max() < 1.3
     assert (tmp_path / "run" / "figures" / "epidemic.png").stat().st_size > 10_000

@@ -11,6 +11,16 @@ from enkg.execute.process import Process
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 MARK = "TEST_MARK"
+ROOT = Path(__file__).resolve().parents[3]
+
+ALONE = """
+import os, sys, types
+sys.path.insert(0, {root!r})
+for name in "enkg", "enkg.execute":
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [os.path.join(sys.path[0], *name.split("."))]
+"""
+"""Makes modules of enkg importable without what the packages import, which takes seconds."""
 
 DAEMON = """
 import os, sys, time
@@ -45,7 +55,7 @@ int main(int argc, char **argv) {
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   if (!strcmp(what, "size") && rank == 0) printf("%d ranks\n", size);
   if (!strcmp(what, "hang") || !strcmp(what, "deaf")) {
-    printf("up\n"); fflush(stdout);
+    printf("up "); fflush(stdout);
     for (;;) pause();
   }
   if (rank == size - 1) {

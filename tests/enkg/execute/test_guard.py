@@ -10,20 +10,16 @@ import pytest
 
 from enkg.execute import guard
 from enkg.execute.process import Wake
-from tests.enkg.execute.programs import DEAF, become, living, start
+from tests.enkg.execute.programs import ALONE, DEAF, ROOT, become, living, start
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks into /proc")
 
-ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = """
-import os, sys, time, types
-sys.path.insert(0, sys.argv[1])
-for name in "enkg", "enkg.execute":  # the packages without what they import
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [os.path.join(sys.argv[1], *name.split("."))]
+SCRIPT = f"""
+{ALONE.format(root=str(ROOT))}
+import time
 from tests.enkg.execute.programs import DAEMON, DEAF, start
 from enkg.execute import guard
-folder = sys.argv[2]
+folder = sys.argv[1]
 """
 """A Python program that starts others by enkg."""
 LONG = "start('import time; time.sleep(1000)', folder, folder)\n"
@@ -53,7 +49,7 @@ def guarded(enkg: int) -> bool:
 @contextmanager
 def script(text, folder):
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + text, str(ROOT), str(folder)],
+        [sys.executable, "-c", SCRIPT + text, str(folder)],
         stdout=subprocess.PIPE,
     ) as enkg:
         assert enkg.stdout is not None
@@ -149,7 +145,7 @@ def test_that_a_guard_that_hangs_delays_nobody(mark):
 
 def test_that_an_enkg_below_another_is_ended_with_its_programs(mark):
     inner = SCRIPT + DEAF + LONG + LONG + "print('up', flush=True)\ntime.sleep(1000)"
-    outer = start([sys.executable, "-c", inner, str(ROOT), str(mark)], mark, mark)
+    outer = start([sys.executable, "-c", inner, str(mark)], mark, mark)
     assert become(lambda: outer.wait(0.01) is Wake.TIMEOUT and outer.stdout == "up\n")
     assert become(lambda: len(living(mark)) == 3)
     outer.kill()

@@ -3,16 +3,18 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from glob import glob
 from pathlib import Path
 
 import pytest
 
 from enkg.errors import InputError
-from enkg.execute import launcher
+from enkg.execute import launcher, leftovers
 from enkg.execute.manifest import Mpi
 from enkg.execute.process import Wake
 from enkg.failure import Cause, MemberFailed
-from tests.enkg.execute.programs import MPI, become, living, start
+from tests.enkg.execute.programs import ALONE, MPI, ROOT, become, living, start
 
 BESIDE = Path(sys.executable).parent
 VERSIONS = {
@@ -216,7 +218,7 @@ def test_that_a_missing_program_is_a_launch_failure(mark):
 @pytest.mark.parametrize("how", ["hang", "deaf"])
 def test_that_no_rank_outlives_the_kill(program, mark, how):
     process = ranks(program, mark, how)
-    assert become(lambda: process.wait(0.01) is Wake.TIMEOUT and process.stdout == "up\nup\n")
+    assert become(lambda: process.wait(0.01) is Wake.TIMEOUT and process.stdout == "up up ")
     assert len(living(mark)) >= 4, "mpiexec, its proxy and two ranks"
     process.kill()
     assert not living(mark)
@@ -238,22 +240,86 @@ def test_that_descendants_of_ranks_are_killed_too(mark):
 
 
 @needs_mpi
-def test_that_an_mpi_program_started_by_a_rank_is_a_world_of_its_own(program, mark):
-    inner = [*launcher.prefix(Mpi(2)), program, "size"]
+@pytest.mark.parametrize("size", [1, 2])
+def test_that_an_mpi_program_started_by_a_rank_is_a_world_of_its_own(program, mark, size):
+    inner = [*launcher.prefix(Mpi(size)), program, "size"]
     outer = f"""
 import os, subprocess, sys
-sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from types import ModuleType
-for name in "enkg", "enkg.execute":  # the packages without what they import
-    sys.modules[name] = ModuleType(name)
-    sys.modules[name].__path__ = [os.path.join(sys.path[0], *name.split("."))]
+assert "PMI_RANK" in os.environ
+{ALONE.format(root=str(ROOT))}
 from enkg.execute.environment import environment
 from enkg.execute.manifest import Environment
-assert "PMI_RANK" in os.environ
-env = environment(Environment(), {{}})
-print(subprocess.run({inner!r}, env=env, stdout=-1, timeout=20).stdout.decode(), flush=True)
+for env in environment(Environment(), {{}}), None:
+    done = subprocess.run({inner!r}, env=env, stdout=-1, stderr=-1, timeout=20)
+    if env or {size} == 1:
+        print(done.stdout.decode() or "none", flush=True)
 """
     process = start([*launcher.prefix(Mpi(2)), sys.executable, "-c", outer], mark, mark)
-    assert process.wait(40) is Wake.EXIT
+    assert process.wait(60) is Wake.EXIT
     assert process.failure() is None
-    assert process.stdout.split() == ["2", "ranks", "2", "ranks"]
+    one = [str(size), "ranks"] + ["none"] * (size == 1)  # with our own environment it fails
+    assert sorted(process.stdout.split()) == sorted(one * 2)
+
+
+@needs_mpi
+@pytest.mark.parametrize("how", ["hang", "deaf"])
+def test_that_no_rank_outlives_a_killed_enkg(program, mark, how):
+    argv = [*launcher.prefix(Mpi(2)), program, how]
+    text = f"""
+{ALONE.format(root=str(ROOT))}
+import time
+from tests.enkg.execute.programs import start
+process = start({argv!r}, {str(mark)!r}, {str(mark)!r})
+while process.stdout != "up up ":
+    process.wait(0.01)
+print("up", flush=True)
+time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) as enkg:
+        assert enkg.stdout is not None
+        said = enkg.stdout.readline()
+        enkg.kill()
+    assert said == b"up\n"
+    assert become(lambda: not living(mark))
+
+
+@pytest.fixture
+def old_segments(monkeypatch):
+    """Makes all files old, and every call look for them."""
+    monkeypatch.setattr(leftovers, "AGE", 0.0)
+    monkeypatch.setattr(leftovers, "PAUSE", 0.0)
+    monkeypatch.setattr(leftovers, "_begun", time.time())
+
+
+@needs_mpi
+def test_that_killed_ranks_leave_no_shared_memory(program, mark, old_segments):
+    def segments():
+        return set(glob("/dev/shm/mpich_shm_*"))
+
+    before = segments()
+    other = ranks(program, mark, "hang")
+    assert become(lambda: other.wait(0.01) is Wake.TIMEOUT and other.stdout == "up up ")
+    used = segments() - before
+    assert used
+    process = ranks(program, mark, "signal", "9")
+    assert process.wait(20) is Wake.EXIT
+    assert segments() & used == used, "those of a running program stay"
+    other.kill()
+    assert become(lambda: leftovers.sweep() or not segments() & used)
+
+
+def test_that_files_of_a_starting_program_and_of_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "PATTERNS", (f"{tmp_path}/segment*",))
+    monkeypatch.setattr(leftovers, "PAUSE", 0.0)
+    monkeypatch.setattr(leftovers, "_begun", time.time() - 1000)
+    path = tmp_path / "segment1"
+    path.touch()
+    leftovers.sweep()
+    assert path.exists(), "it is new"
+    monkeypatch.setattr(leftovers, "AGE", 0.0)
+    monkeypatch.setattr(leftovers, "_begun", time.time() + 1)
+    leftovers.sweep()
+    assert path.exists(), "it is older than this run"
+    monkeypatch.setattr(leftovers, "_begun", time.time() - 1000)
+    leftovers.sweep()
+    assert not path.exists()

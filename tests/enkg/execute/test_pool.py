@@ -410,7 +410,7 @@ def test_that_any_executor_runs_the_members(name):
         assert executor.submit(m.double, 2).result() == 4  # it is the user's, and still open
 
 
-@pytest.mark.parametrize("make", [spawned, loky_pool], ids=["processes", "loky"])
+@pytest.mark.parametrize("make", [spawned, pytest.param(loky_pool, marks=pytest.mark.slow)])
 def test_that_a_crash_in_an_executor_that_can_be_made_anew_costs_one_member(make):
     x = batch(8, (3, m.KILL), (6, m.RAISE))
     with Pool(m.act, executor=make).opened(FailurePolicy(), None) as pool:
@@ -422,14 +422,18 @@ def test_that_a_crash_in_an_executor_that_can_be_made_anew_costs_one_member(make
 
 
 def test_that_a_users_executor_that_broke_says_how_to_go_on():
-    x = batch(8, (2, m.KILL))
-    with spawned() as executor, Pool(m.act, executor=executor).opened(NO_RETRY, None) as pool:
-        pool.evaluate(x[:2])
-        with pytest.raises(enkg.EnsembleFailure, match=r"executor broke.*function that makes one"):
-            pool.evaluate(x[2:4])
+    x = batch(8, (7, m.KILL))
+    policy = FailurePolicy(minimum_success=0.1)
+    with spawned() as executor, Pool(m.act, executor=executor).opened(policy, None) as pool:
+        result = pool.evaluate(x)
+        assert result.failures[7] is not None
+        assert result.failures[7].cause is Cause.LOST
+        assert "Pass a function that makes an executor" in result.failures[7].detail
+        with pytest.raises(enkg.EnsembleFailure):
+            pool.evaluate(x[:2])
 
 
-@pytest.mark.parametrize("make", [spawned, loky_pool], ids=["processes", "loky"])
+@pytest.mark.parametrize("make", [spawned, pytest.param(loky_pool, marks=pytest.mark.slow)])
 def test_that_a_hang_in_an_executor_that_can_be_made_anew_is_ended(make):
     x = batch(6, (1, m.HANG))
     policy = FailurePolicy(timeout=3.0, retries=0)
@@ -519,25 +523,48 @@ def test_that_an_executor_that_cannot_run_the_function_is_refused():
         pass
 
 
-def test_that_a_time_limit_asks_how_many_calls_an_executor_runs_at_once():
-    class Plain:
-        def submit(self, f, *given):
-            return inner.submit(f, *given)
+class Elsewhere:
+    """An executor on another machine: what a task leaves on the disk is not seen here."""
 
+    def __init__(self, inner):
+        self.inner = inner
+
+    def submit(self, f, *given):
+        return self.inner.submit(f, *given[:-1], "/nowhere/mark")
+
+
+def test_that_a_time_limit_asks_how_many_calls_an_executor_elsewhere_runs_at_once():
     x = batch(4)
     policy = FailurePolicy(timeout=5.0)
     with ThreadPoolExecutor(2) as inner:
+        executor = Elsewhere(inner)
         with (
             pytest.raises(enkg.InputError, match="processes="),
-            Pool(m.double, executor=Plain()).opened(policy, None),
+            Pool(m.double, executor=executor).opened(policy, None),
         ):
             pass
-        with Pool(m.double, executor=Plain(), processes=2).opened(policy, None) as pool:
-            agrees(pool.evaluate(x), x, {})
-        agrees(Pool(m.double, executor=Plain()).evaluate(x), x, {})
+        agrees(Pool(m.double, executor=executor).evaluate(x), x, {})
 
 
-def test_that_dask_workers_that_die_or_hang_cost_their_members_alone():
+def test_that_elsewhere_the_time_counts_since_the_executor_says_that_it_runs():
+    release = threading.Event()
+
+    def f(x):
+        time.sleep(0.2)
+        if x[0] == 3:
+            release.wait(30)
+        return 2 * x
+
+    x = np.arange(8.0)[:, None]
+    policy = FailurePolicy(timeout=0.6, retries=0)
+    with ThreadPoolExecutor(2) as inner:
+        pool = Pool(f, executor=Elsewhere(inner), processes=2)
+        with pool.opened(policy, None) as evaluator:
+            agrees(evaluator.evaluate(x), x, {3: Cause.TIMEOUT})
+        release.set()
+
+
+def test_that_a_hang_on_dask_costs_its_member_alone():
     x = batch(6, (1, m.HANG))
     with dask_executor() as executor:
         pool = Pool(m.act, executor=executor, processes=2)

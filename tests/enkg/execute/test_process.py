@@ -1,17 +1,15 @@
-import contextlib
 import os
-import resource
 import signal
 import threading
 import time
 import tracemalloc
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from enkg.execute.process import Process, Wake
-from enkg.failure import Cause, MemberFailed
+from enkg.failure import Cause
 from tests.enkg.execute.programs import DAEMON, DEAF, become, living, start
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks into /proc")
@@ -298,91 +296,6 @@ def test_that_a_status_taken_by_somebody_else_is_not_a_success(mark):
     assert failure.cause is Cause.LOST
 
 
-def prepared(folder: Path) -> Path:
-    (folder / "plain").write_text("print('no first line')\n")
-    (folder / "plain").chmod(0o755)
-    (folder / "script").write_text("#!/no/such/shell\n")
-    (folder / "script").chmod(0o755)
-    (folder / "data").write_text("")
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("argv", "options", "words"),
-    [
-        (["./none"], {}, "no such file"),
-        (["no-such-program"], {}, "on the PATH"),
-        (["./data"], {}, "chmod +x"),
-        (["/tmp/"], {}, "folder"),
-        (["./plain"], {}, "#!"),
-        (["./script"], {}, "/no/such/shell is missing"),
-        (["true", "a\0b"], {}, "null byte"),
-        (["true"], {"env": {"A": "a\0b"}}, "null byte"),
-        (["true"], {"env": {"A=B": ""}}, "illegal environment variable"),
-        (["true"], {"stdin": Path("/no/such/input")}, "/no/such/input"),
-        (["true", "x" * (1 << 22)], {}, "too long"),
-        (["true"], {"cwd": Path("/no/such/folder")}, "/no/such/folder cannot be entered"),
-        (["true"], {"cwd": Path("/dev/null")}, "/dev/null cannot be entered"),
-    ],
-)
-def test_that_a_program_that_cannot_start_says_why(mark, argv, options, words):
-    options = {"cwd": prepared(mark), **options}
-    with pytest.raises(MemberFailed) as caught:
-        start(argv, mark, **options)
-    assert caught.value.failure.cause is Cause.LAUNCH
-    assert words in caught.value.failure.detail
-
-
-def test_that_a_program_being_written_is_awaited_and_then_refused(mark):
-    program = mark / "program"
-    program.write_bytes(Path("/bin/true").read_bytes())
-    program.chmod(0o755)
-    with program.open("ab") as file:
-        with pytest.raises(MemberFailed, match="open for writing"):
-            start([str(program)], mark, mark)
-        threading.Timer(0.02, file.close).start()
-        assert ended(start([str(program)], mark, mark)).failure() is None
-
-
-@contextmanager
-def crowded(free: int):
-    """Leaves room for so many descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = [os.dup(0)]
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 20, hard))
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.dup(0))
-        for _ in range(free):
-            os.close(held.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in held:
-            os.close(fd)
-
-
-@pytest.mark.parametrize("free", range(14))
-def test_that_the_limit_of_open_files_is_named_or_does_no_harm(mark, free):
-    def attempt(code):
-        with crowded(free):
-            try:
-                process = start(code, mark, mark)
-                process.wait(10 if code == "pass" else 0)
-                process.kill()
-            except MemberFailed as caught:
-                return caught.failure
-        assert process.returncode == (0 if code == "pass" else -signal.SIGTERM)
-        return None
-
-    for code in "pass", "import time; time.sleep(1000)":
-        failure = attempt(code)
-        assert failure or free > 6
-        assert not failure or failure.cause is Cause.LAUNCH
-        assert not failure or "ulimit -n" in failure.detail
-
-
 def test_that_many_programs_leave_neither_descriptors_nor_zombies(mark):
     ended(start(["true"], mark, mark))
     before = sorted(os.listdir("/proc/self/fd"))
@@ -391,3 +304,17 @@ def test_that_many_programs_leave_neither_descriptors_nor_zombies(mark):
         start(["sleep", "100"], mark, mark).kill()
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert os.waitpid(-1, os.WNOHANG) == (0, 0), "no child but the guard, which lives"
+
+
+def test_that_many_threads_can_start_and_kill_at_once(mark):
+    def one(number):
+        process = start("import time; time.sleep(1000)", mark, mark)
+        if number % 2:
+            threading.Timer(0.01, process.kill).start()
+            assert process.wait(20) in (Wake.INTERRUPT, Wake.EXIT)
+        process.kill()
+        return process.returncode
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(40))) == [-signal.SIGTERM] * 40
+    assert not living(mark)
