@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 import enkg
-from enkg import check, report, serve, store
+from enkg import findings, report, serve, store
+from enkg.check import check
 from enkg.errors import EnkgError, InputError
 from enkg.experiment import Experiment
 from enkg.guidance import METHODS
@@ -184,8 +185,8 @@ def _run(given: list[str]) -> int:
 def _check(given: list[str]) -> int:
     options, experiment = _experiment(Check, "check", given)
     with calls(console) as progress:
-        found = check.check(experiment, options.draws, progress)
-    check.show(found, console)
+        found = check(experiment, options.draws, progress)
+    findings.show(found, console)
     return 0 if found.sound else 1
 
 

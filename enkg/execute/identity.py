@@ -131,10 +131,13 @@ class _Known:
 
     def _object(self, value: Any) -> None:
         self.add(type(value))
+        torch = sys.modules.get("torch")
         if hasattr(value, "__wrapped__"):  # compiled by jax, cached by functools
             self.add(value.__wrapped__)
-        elif hasattr(value, "detach"):  # a torch tensor
-            self.add(value.detach().cpu().numpy())
+        elif torch is not None and isinstance(value, torch.Tensor):
+            self._word("tensor", str(value.dtype))
+            half = value.dtype == torch.bfloat16  # which NumPy does not have
+            self.add((value.float() if half else value).detach().cpu().numpy())
         elif hasattr(value, "__array__"):
             self.add(np.asarray(value))
         elif dataclasses.is_dataclass(value):

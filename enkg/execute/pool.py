@@ -47,7 +47,7 @@ class Pool:
     chunk: rows of a call, for functions of a batch; every call has exactly this many, the last one
     filled up by repeating. to: makes the array that f wants, as for `Function`.
 
-    Costs some 2 s to start a process, which imports enkg and the file of f, and 0.3 ms a call.
+    Costs some 0.5 s to start a process, beside the import of the file of f, and 0.2 ms a call.
     """
 
     f: Callable[[Any], Any]

@@ -156,9 +156,10 @@ class Shop:
         with self._news:
             life.over = self.ours
 
-    def given_up(self, life: _Life, future: Future) -> None:
+    def given_up(self, life: _Life, future: Future, begun: bool) -> None:
         """Nobody waits for this task any more, but it may run on."""
-        if future.cancel() or future.done():
+        # dask would cancel a task that has begun, and then hand others to its busy worker.
+        if future.done() or (not begun and future.cancel()):
             return
         with self._news:
             if self.ours:  # the others end in it; those to come go into a new one
@@ -291,7 +292,8 @@ class ExecutorDriver:
                     )
                 self._news.wait(left)
         except BaseException:
-            self.shop.given_up(life, future)
+            begun = begin is not None or mark.exists()
+            self.shop.given_up(life, future, begun)
             raise
 
     def _go_on(self) -> None:

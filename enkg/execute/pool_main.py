@@ -20,18 +20,24 @@ class Package(types.ModuleType):
         module = f"{self.__name__}.{name}"
         if importlib.util.find_spec(module) is not None:
             return importlib.import_module(module)
-        self.__class__ = types.ModuleType
+        self.__class__ = types.ModuleType  # type: ignore[assignment]
         loader.exec_module(self)
         return getattr(self, name)
 
 
-def main() -> None:
-    sys.path[:] = sys.argv[2:]
+def light() -> None:
+    """Makes the import of enkg's modules cheap."""
     for name in ("enkg", "enkg.execute"):
         spec = importlib.util.find_spec(name)
         assert spec is not None
         sys.modules[name] = package = importlib.util.module_from_spec(spec)
         package.__class__ = Package
+    sys.modules["enkg"].execute = sys.modules["enkg.execute"]  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    sys.path[:] = sys.argv[2:]
+    light()
     from enkg.execute.pool_process import serve
 
     serve(int(sys.argv[1]))

@@ -129,11 +129,13 @@ class _Work:
 
     def __post_init__(self) -> None:
         count, width = len(self.x), self.slots.batch
+        self.x = np.ascontiguousarray(self.x)
         self.queue = deque(
             _Task(tuple(range(first, min(first + width, count))))
             for first in range(0, count, width)
         )
-        self.answers: list[ndarray | None] = [None] * count
+        self.y: ndarray | None = None  # (J, *Y), once the first answer shows its shape
+        self.answered = np.zeros(count, dtype=bool)
         self.failures: list[Failure | None] = [None] * count
         self.running: dict[_Task, tuple[Driver, float]] = {}
         self.cut: set[_Task] = set()
@@ -206,22 +208,19 @@ class _Work:
                 self.news.wait(GLANCE)
 
     def result(self) -> Result:
-        rows = [row for row in self.answers if row is not None]
-        for j, row in enumerate(self.answers):
-            if row is None and self.failures[j] is None:
-                self.failures[j] = Failure(
-                    Cause.CUT, "not finished, since too few members could still succeed"
-                )
-        if not rows:
+        for j in np.flatnonzero(~self.answered):
+            self.failures[j] = self.failures[j] or Failure(
+                Cause.CUT, "not finished, since too few members could still succeed"
+            )
+        if self.y is None:
             if not len(self.x):
                 raise EnsembleFailure("the batch is empty")
             first = next(f for f in self.failures if f is not None)
             raise EnsembleFailure(
                 f"the simulator failed for all {len(self.x)} members; first: {first}"
             )
-        blank = np.full(rows[0].shape, np.nan, dtype=rows[0].dtype)
-        y = np.stack([blank if row is None else row for row in self.answers])
-        return Result(y, tuple(self.failures), self.calls)
+        self.y[~self.answered] = np.nan
+        return Result(self.y, tuple(self.failures), self.calls)
 
     def _take(self) -> _Task | None:
         """The next task, once it is due; None when there can be none any more."""
@@ -241,8 +240,10 @@ class _Work:
         return None
 
     def _rows(self, task: _Task) -> ndarray:
-        picked = [*task.rows, *[task.rows[-1]] * (self.slots.batch - len(task.rows))]
-        return np.ascontiguousarray(self.x[picked])
+        first, last = task.rows[0], task.rows[-1]
+        missing = self.slots.batch - len(task.rows)
+        rows = self.x[first : last + 1]  # no copy: the rows of a task follow each other
+        return np.concatenate([rows, *[rows[-1:]] * missing]) if missing else rows
 
     def _job(self, task: _Task) -> Job:
         return Job(self.number, task.rows[0], task.attempt)
@@ -251,11 +252,22 @@ class _Work:
         for j, row in zip(task.rows, y, strict=False):  # y may have repeated rows at its end
             failure = self._unsound(row)
             if failure is None:
-                self.answers[j] = row
-                self.good += 1
+                failure = self._store(j, row)
+            self.good += failure is None
             self.failures[j] = failure
             self.settled += 1
         self._give_up()
+
+    def _store(self, j: int, row: ndarray) -> Failure | None:
+        if self.y is None:
+            self.y = np.empty((len(self.x), *row.shape), dtype=row.dtype)
+        if row.shape != self.y.shape[1:]:
+            return Failure(Cause.SHAPE, f"{row.shape}, where another member has {self.y.shape[1:]}")
+        if row.dtype != self.y.dtype:
+            self.y = self.y.astype(np.result_type(self.y, row))
+        self.y[j] = row
+        self.answered[j] = True
+        return None
 
     def _unsound(self, row: ndarray) -> Failure | None:
         finite = row[np.isfinite(row)]

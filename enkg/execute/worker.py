@@ -52,6 +52,7 @@ class WorkerDriver:
         self._process: Process | None = None
         self._channel: Channel | None = None
         self._shared: ndarray | None = None  # bytes
+        self._heard = ""  # what the program had written when it last failed
         self._seq = 0
         self._lock = threading.Lock()  # held while these two, or the process, change
         self._calling = self._interrupted = False
@@ -196,10 +197,22 @@ class WorkerDriver:
             if frame.seq != self._seq:
                 raise MemberFailed(Cause.PROTOCOL, f"an error of another call: {_line(text)}")
             raise ReportedError(Cause.EXCEPTION if frame.status else Cause.REPORTED, _line(text))
+        if rows == 1 and np.isnan(y).all():
+            self._failed(process)
         y = _turned(y, self._out.order)
         if self._shared is None:
             return np.ascontiguousarray(y, self._out.numpy)
         return np.array(y, self._out.numpy, order="C")  # the next call writes over the memory
+
+    def _failed(self, process: Process) -> None:
+        """Raises ReportedError if the program has written why, since the last time it was asked."""
+        process.wait(0)  # reads what it wrote
+        heard, self._heard = self._heard, process.stderr
+        if self._heard != heard:
+            words = _line(last_line(self._heard))
+            raise ReportedError(
+                Cause.NONFINITE, f"all values are NaN; the program's last words: {words}"
+            )
 
     def _stop(self) -> None:
         """Ends the program, and leaves nothing of it."""
@@ -209,7 +222,7 @@ class WorkerDriver:
             if process is not None:
                 process.kill()
         finally:
-            self._shared = None
+            self._shared, self._heard = None, ""
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None

@@ -19,7 +19,7 @@ from enkg.scaffold import HERE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "programs.md").read_text()
 FILES = dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', PAGE, re.M | re.S))
-BLOCKS = re.findall(r"^```python(?: title=.*)?\n(.*?)^```$", PAGE, re.M | re.S)
+BLOCKS = re.findall(r"^```python(?: title=[^\n]*)?\n(.*?)^```$", PAGE, re.M | re.S)
 LOOPS = {
     "rod_c": "c/enkg_worker.h",
     "rod_mpi": "c/enkg_worker.h",

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import enkg
-from enkg.check import Grade, check
+from enkg.check import check
+from enkg.findings import Grade
 
 PRIOR = enkg.Gaussian(torch.zeros(4), torch.ones(4), enkg.Identity((4,)))
 

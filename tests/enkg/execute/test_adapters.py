@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import enkg
 from enkg.execute.function import opened
@@ -173,7 +174,7 @@ def test_that_programs_may_be_called_like_functions(program):
 
 
 def test_that_a_member_of_the_wrong_shape_is_refused_by_its_key(program):
-    prior = enkg.Gaussian(np.zeros(5), np.ones(5), enkg.Identity((5,)))
+    prior = enkg.Gaussian(torch.zeros(5), torch.ones(5), enkg.Identity((5,)))
     with pytest.raises(enkg.InputError, match=r"shape \(5,\), but `input.shape` in .* is \[4\]"):
         enkg.run(experiment(enkg.Program(program), prior=prior))
 

@@ -65,7 +65,7 @@ CHANGES = {
     "unknown table": (GOOD + "[ouput]\nshape = [1]", "`ouput`; did you mean `output`"),
     "missing name": (GOOD.replace('name = "copy"', ""), "`name` is missing"),
     "missing shape": (GOOD.replace("shape = [6]", ""), "`output.shape` is missing"),
-    "no way to run": (GOOD.split("[oneshot]")[0], r"neither \[oneshot\].*nor \[worker\]"),
+    "no way to run": (GOOD.split("[oneshot]", maxsplit=1)[0], r"neither \[oneshot\].*nor \[worker\]"),
     "text for a number": ('threads = "two"\n' + GOOD, "`threads` is 'two', a str; expected a int"),
     "true for a number": ("threads = true\n" + GOOD, "`threads` is True, a bool"),
     "fraction of a thread": ("threads = 1.5\n" + GOOD, "`threads` is 1.5, a float"),
