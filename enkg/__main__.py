@@ -25,7 +25,16 @@ from enkg.run import run
 from enkg.scaffold import Language, new_simulator, next_steps
 from enkg.serve import Serve
 
-console = Console()
+
+class Patient(Console):
+    """Goes on in silence when the reader of our output, such as head, has gone."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = Patient()
 CONFIG = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
 
 
@@ -91,7 +100,7 @@ class Check:
     file: tyro.conf.Positional[Path]
     """The experiment file."""
     draws: int = 4
-    """Prior draws to try; the check costs four calls for each and three more."""
+    """Prior draws to try; the check costs three calls for each and three more."""
     guidance: str | None = None
     """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
     traceback: bool = False

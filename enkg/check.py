@@ -4,7 +4,7 @@ A sound simulator answers with the shape that the observation has, with the same
 and for each member alone; it fails for the member that is at fault and for no other. This is tried,
 not believed. What the whole run will cost follows from the calls that were timed.
 
-Cost: four calls for each draw and three more.
+Cost: three calls for each draw and three more.
 """
 
 import resource
@@ -22,7 +22,7 @@ import torch
 from numpy import ndarray
 
 from enkg.errors import EnkgError, EnsembleFailure, InputError
-from enkg.execute import Pool, Program, guard, opened
+from enkg.execute import Cached, Pool, Program, UMBridge, guard, opened
 from enkg.execute.program import usable_cores
 from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure
@@ -44,7 +44,7 @@ def check(experiment: Experiment, draws: int = 4, progress: Progress | None = No
     if draws < 2:
         raise InputError(f"{draws} draws; a check needs at least 2")
     report = Report()
-    total = 4 * draws + 3
+    total = 3 * draws + 3
     done = 0
 
     def told(count: int, _: int) -> None:
@@ -95,7 +95,7 @@ class _Trial:
         self.start_seconds = perf_counter() - begin
         if isinstance(self.experiment.simulator, Program | Pool):
             report.facts["memory"] = str(largest)
-        else:
+        elif not isinstance(self.experiment.simulator, UMBridge):
             grown = (_own_memory() - before) / 2**20
             report.facts["memory"] = f"{grown:,.0f} MiB more than before in this process"
         mask = self.experiment.observation.mask.numpy()
@@ -290,6 +290,10 @@ def _layout(simulator: Any) -> tuple[int, int]:
         return simulator.count, m.mpi.ranks * m.threads
     if isinstance(simulator, Pool):
         return simulator.processes or usable_cores(), simulator.threads
+    if isinstance(simulator, UMBridge):
+        return simulator.slots * len(simulator.urls), 1
+    if isinstance(simulator, Cached):
+        return _layout(simulator.simulator)
     return 1, 1
 
 

@@ -1,20 +1,20 @@
 """Adapters: how a simulator is run.
 
-    function            a Python function in this process
-    pool                a Python function in other processes
-      pool_process        processes of our own         pool_main   what runs in them
-      pool_executor       executors of the user's      parcel      functions on their way
-    program             any executable, by its simulator.toml
-      manifest            what that file may say       reading     how it is read and checked
-      worker              programs that stay up        channel, frames   how they are spoken to
-      oneshot             programs that start anew     template, scratch their run directories
-      exchange, netcdf    files of numbers             files       opened with care
-      launcher            mpiexec, srun and their kin
-    umbridge            models behind HTTP             http        the requests
-    slots               the queue of members before all of these
-    process             programs started and ended     environment what they find around them
-      guard               ends them if enkg is killed  verdict     why they ended
-    cache               answers that were paid for     identity    whose they are
+function            a Python function in this process
+pool                a Python function in other processes
+  pool_process        processes of our own         pool_main   what runs in them
+  pool_executor       executors of the user's      parcel      functions on their way
+program             any executable, by its simulator.toml
+  manifest            what that file may say       reading     how it is read and checked
+  worker              programs that stay up        channel, frames   how they are spoken to
+  oneshot             programs that start anew     template, scratch their run directories
+  exchange, netcdf    files of numbers             files       opened with care
+  launcher            mpiexec, srun and their kin
+umbridge            models behind HTTP             http        the requests
+slots               the queue of members before all of these
+process             programs started and ended     environment what they find around them
+  guard               ends them if enkg is killed  verdict     why they ended
+cache               answers that were paid for     identity    whose they are
 """
 
 from enkg.execute.cache import Cached

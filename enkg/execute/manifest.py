@@ -26,7 +26,11 @@ PLACEHOLDERS = (
 
 input, output: paths of the two files. folder: the simulator's own folder. run: the run directory
 of this call. member, batch, attempt: numbers of this call. threads, ranks: as in the manifest.
+Beside these, x0, x1, ...: the numbers of the member, in C order. A worker, which is not started
+anew, knows folder, threads and ranks alone.
 """
+LASTING = ("folder", "threads", "ranks")
+"""The placeholders that mean the same in every call."""
 SUFFIX = {"npy": ".npy", "raw": ".bin", "text": ".txt", "netcdf": ".nc"}
 
 Format = Literal["npy", "raw", "text", "netcdf"]

@@ -68,7 +68,7 @@ def check(manifest: Manifest) -> None:
     for name in one.templates:
         if not (m.folder / name).is_file():
             raise InputError(f"the template {m.folder / name} is no file")
-        template.check(template.load(m.folder / name), name)
+        template.check(template.load(m.folder / name), name, numbers=m.input.count)
     _distinct(own, output, one)
 
 
@@ -121,6 +121,9 @@ class OneShotDriver:
         self.templates = {
             name: template.load(manifest.folder / name) for name in self.table.templates
         }
+        texts = (*self.templates.values(), *self.table.command, *manifest.environment.set.values())
+        words = set().union(*(template.placeholders(text) for text in texts))
+        self.numbers = [n for word in words if (n := template.number_of(word)) is not None]
         self.prefix = launcher.prefix(manifest.mpi, manifest.threads)
         self.scratch = Scratch(scratch, self._needed())
         self._lock = Lock()
@@ -180,6 +183,7 @@ class OneShotDriver:
     ) -> ndarray:
         """One run of the program. Raises MemberFailed or OSError; notes: what to keep with it."""
         m, values = self.manifest, self._values(run, job)
+        values |= {f"x{n}": repr(float(x.flat[n])) for n in self.numbers}
         self._prepare(run, x, values)
         with self._lock:
             if self._cut:

@@ -13,7 +13,7 @@ from typing import Any
 
 from enkg.errors import InputError
 from enkg.execute import oneshot, template
-from enkg.execute.manifest import NAME, SUFFIX, Manifest, Port
+from enkg.execute.manifest import LASTING, NAME, SUFFIX, Manifest, Port
 
 
 def read(folder: str | Path) -> Manifest:
@@ -122,6 +122,11 @@ def _checked(m: Manifest, folder: Path) -> Manifest:
         input=_port(m.input, "input", "x"),
         output=_port(m.output, "output", "y"),
     )
+    if m.input.minimum is not None or m.input.maximum is not None:
+        raise InputError(
+            "`input` has no minimum and maximum; choose units in the experiment that keep the "
+            "members in bounds, such as enkg.Log for positive numbers"
+        )
     if m.input.file == m.output.file:
         raise InputError(f"input and output are both in the file {m.input.file!r}")
     if m.oneshot is not None:
@@ -129,12 +134,22 @@ def _checked(m: Manifest, folder: Path) -> Manifest:
         m = dataclasses.replace(m, oneshot=dataclasses.replace(m.oneshot, command=command))
         oneshot.check(m)
         _uses_files(m)
+        _placeholders(m, m.oneshot.command, "oneshot.command")
     if m.worker is not None:
         command = _command(m, m.worker.command, "worker.command")
         m = dataclasses.replace(m, worker=dataclasses.replace(m.worker, command=command))
+        _placeholders(m, command, "worker.command", worker=True)
     for key, value in m.environment.set.items():
-        template.check(value, f"`environment.set.{key}`")
+        _placeholders(m, (value,), f"environment.set.{key}", worker=m.worker is not None)
     return m
+
+
+def _placeholders(m: Manifest, texts: tuple[str, ...], key: str, *, worker: bool = False) -> None:
+    for text in texts:
+        if worker:
+            template.check(text, f"`{key}`", LASTING)
+        else:
+            template.check(text, f"`{key}`", numbers=m.input.count)
 
 
 def _port(port: Port, name: str, variable: str) -> Port:
@@ -156,8 +171,6 @@ def _command(m: Manifest, command: tuple[str, ...], key: str) -> tuple[str, ...]
     """The command with the program's absolute path."""
     if not command:
         raise InputError(f"`{key}` is empty; expected the program and its arguments")
-    for argument in command:
-        template.check(argument, f"`{key}`")
     program = command[0].replace("{folder}", str(m.folder))
     if program in ("python", "python3"):
         return (sys.executable, *command[1:])
@@ -187,7 +200,7 @@ def _uses_files(m: Manifest) -> None:
     assert m.oneshot is not None
     for name in m.oneshot.templates:
         text = template.load(m.folder / name)
-        template.check(text, f"`oneshot.templates`: {name}")
+        template.check(text, f"`oneshot.templates`: {name}", numbers=m.input.count)
         if not template.placeholders(text):
             raise InputError(
                 f"`oneshot.templates`: {name} holds no placeholder such as {{input}}; "

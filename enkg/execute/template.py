@@ -26,11 +26,29 @@ def placeholders(text: str) -> set[str]:
     return {match[1] or match[3] for match in _FORMS.finditer(text) if not match[2]}
 
 
-def check(text: str, where: str = "") -> None:
-    """Raises InputError for a placeholder that does not exist; where: what the text is."""
+def check(
+    text: str, where: str = "", known: tuple[str, ...] = PLACEHOLDERS, numbers: int = 0
+) -> None:
+    """Raises InputError for a placeholder that does not exist.
+
+    where: what the text is. known: the names. numbers: how many of x0, x1, ... there are.
+    """
     for name in sorted(placeholders(text)):
-        if name not in PLACEHOLDERS:
-            raise InputError(_unknown(name, PLACEHOLDERS, where))
+        number = number_of(name)
+        if name in known or (number is not None and number < numbers):
+            continue
+        if number is not None and numbers:
+            raise InputError(
+                f"{where + ': ' if where else ''}there is no placeholder {{{name}}}: a member has "
+                f"{numbers} numbers, {{x0}} to {{x{numbers - 1}}}"
+            )
+        raise InputError(_unknown(name, known, where))
+
+
+def number_of(name: str) -> int | None:
+    """Which number of the member a placeholder means, if it means one: 3 for x3."""
+    match = re.fullmatch(r"x(0|[1-9][0-9]*)", name)
+    return int(match[1]) if match else None
 
 
 def fill(text: str, values: Mapping[str, object]) -> str:

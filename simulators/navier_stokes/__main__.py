@@ -46,8 +46,8 @@ example
   python -m simulators.navier_stokes in.npy out.npy --duration 0.5 --every 2
 
 served
-  With --serve there are no files: batches of fields come and go through the stub enkg_worker.py. Give --size
-  where it is not 64. A member that failed is NaN.
+  With --serve there are no files: batches of fields come and go through the stub enkg_worker.py.
+  Give --size where it is not 64. A member that failed is NaN.
 """
 
 

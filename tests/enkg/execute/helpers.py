@@ -12,6 +12,7 @@ import numpy as np
 
 from enkg.execute import pool_main
 from enkg.failure import FailurePolicy
+from tests.enkg.execute.members import light
 
 ROOT = Path(__file__).parents[3]
 RNG = np.random.default_rng(0)
@@ -28,7 +29,7 @@ def batch(count, *acts):
 
 
 def spawned(count=2):
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=light)
 
 
 def agrees(result, x, dead):

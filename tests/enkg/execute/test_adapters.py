@@ -122,6 +122,34 @@ def test_that_the_posterior_does_not_depend_on_the_files(form, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+NAMELIST = """
+import json, sys
+x = json.load(open("case.json"))["x"]
+y = [a + 0.5 * b for a, b in zip(x[:3], x[1:])]
+open(sys.argv[1], "w").write(" ".join(map(repr, y)) + "\\n")
+"""
+
+
+def test_that_a_template_may_hold_the_numbers_themselves(tmp_path):
+    (tmp_path / "model.py").write_text(NAMELIST)
+    (tmp_path / "case.json").write_text('{"case": {"n": 4}, "x": [{x0}, {x1}, {x2}, {x3}]}')
+    (tmp_path / "simulator.toml").write_text(
+        """
+        name = "model"
+        [input]
+        shape = [4]
+        [output]
+        shape = [3]
+        format = "text"
+        [oneshot]
+        command = ["python", "{folder}/model.py", "{output}"]
+        templates = ["case.json"]
+        """
+    )
+    x = np.random.default_rng(0).normal(size=(2, 4))
+    np.testing.assert_array_equal(enkg.Program(tmp_path)(x), simulate_all(x))
+
+
 def test_that_an_mpi_program_gives_the_same(program, tmp_path):
     if not (Path(sys.executable).with_name("mpiexec").exists() or shutil.which("mpiexec")):
         pytest.skip("no mpiexec is here")

@@ -10,14 +10,14 @@ import pytest
 
 from enkg.execute import guard
 from enkg.execute.process import Wake
-from tests.enkg.execute.programs import ALONE, DEAF, ROOT, become, living, start
+from tests.enkg.execute.processes import ALONE, DEAF, ROOT, become, living, start
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks into /proc")
 
 SCRIPT = f"""
 {ALONE.format(root=str(ROOT))}
 import time
-from tests.enkg.execute.programs import DAEMON, DEAF, start
+from tests.enkg.execute.processes import DAEMON, DEAF, start
 from enkg.execute import guard
 folder = sys.argv[1]
 """

@@ -14,7 +14,7 @@ from enkg.execute import launcher, leftovers
 from enkg.execute.manifest import Mpi
 from enkg.execute.process import Wake
 from enkg.failure import Cause, MemberFailed
-from tests.enkg.execute.programs import ALONE, MPI, ROOT, become, living, start
+from tests.enkg.execute.processes import ALONE, MPI, ROOT, become, living, start
 
 BESIDE = Path(sys.executable).parent
 VERSIONS = {
@@ -268,7 +268,7 @@ def test_that_no_rank_outlives_a_killed_enkg(program, mark, how):
     text = f"""
 {ALONE.format(root=str(ROOT))}
 import time
-from tests.enkg.execute.programs import start
+from tests.enkg.execute.processes import start
 process = start({argv!r}, {str(mark)!r}, {str(mark)!r})
 while process.stdout != "up up ":
     process.wait(0.01)

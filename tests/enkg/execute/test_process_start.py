@@ -10,7 +10,7 @@ import pytest
 
 from enkg.execute.process import Process, Wake
 from enkg.failure import Cause, MemberFailed
-from tests.enkg.execute.programs import living, start
+from tests.enkg.execute.processes import living, start
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks into /proc")
 

@@ -65,7 +65,10 @@ CHANGES = {
     "unknown table": (GOOD + "[ouput]\nshape = [1]", "`ouput`; did you mean `output`"),
     "missing name": (GOOD.replace('name = "copy"', ""), "`name` is missing"),
     "missing shape": (GOOD.replace("shape = [6]", ""), "`output.shape` is missing"),
-    "no way to run": (GOOD.split("[oneshot]", maxsplit=1)[0], r"neither \[oneshot\].*nor \[worker\]"),
+    "no way to run": (
+        GOOD.split("[oneshot]", maxsplit=1)[0],
+        r"neither \[oneshot\].*nor \[worker\]",
+    ),
     "text for a number": ('threads = "two"\n' + GOOD, "`threads` is 'two', a str; expected a int"),
     "true for a number": ("threads = true\n" + GOOD, "`threads` is True, a bool"),
     "fraction of a thread": ("threads = 1.5\n" + GOOD, "`threads` is 1.5, a float"),
@@ -106,6 +109,18 @@ CHANGES = {
     "a number in the environment": (GOOD + "[environment.set]\nN = 3", "`environment.set.N` is 3"),
     "a missing template": (GOOD + 'templates = ["case.nml"]', "case.nml"),
     "a way out of the folder": (GOOD + 'copy = ["../secret"]', "inside the folder"),
+    "a number that no member has": (
+        GOOD.replace("{output}", "{output}-{x6}"),
+        r"no placeholder \{x6\}: a member has 6 numbers, \{x0\} to \{x5\}",
+    ),
+    "the input of a worker": (
+        GOOD + '[worker]\ncommand = ["cp", "{input}"]',
+        r"`worker.command`: there is no placeholder \{input\}.*There are \{folder\}",
+    ),
+    "limits of the input": (
+        GOOD.replace("shape = [2, 3]", "shape = [2, 3]\nminimum = 0"),
+        "`input` has no minimum and maximum",
+    ),
     "no ranks": (GOOD + "[mpi]\nranks = 0", "`mpi.ranks` is 0"),
     "unknown launcher": (GOOD + '[mpi]\nlauncher = "aprun"', "expected one of 'auto', 'mpich'"),
 }
@@ -144,7 +159,7 @@ def test_that_a_program_beside_the_manifest_needs_its_dot(write):
 def test_that_a_template_without_placeholder_is_refused(write):
     folder = write(GOOD + 'templates = ["case.nml"]')
     (folder / "case.nml").write_text("&case n = 3 /\n")
-    with pytest.raises(enkg.InputError, match="case.nml holds no placeholder"):
+    with pytest.raises(enkg.InputError, match=r"case\.nml holds no placeholder"):
         read(folder)
     (folder / "case.nml").write_text("&case file = '{input}' /\n")
     read(folder)
