@@ -1,6 +1,7 @@
 # make demo      sets everything up and inverts Navier-Stokes vorticity; results in runs/demo
 # make test      sets everything up and passes the tests
 # make test-all  the slow checks as well
+# make tools     on Debian, as root: the Fortran compiler that some tests and examples want
 # make lint      ruff, pyright and import-linter alone
 # make docs      the documentation, in site/
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all tools lint docs clean
 
 demo: .venv/.demo
 	$(BIN)/enkg run experiments/navier_stokes/quickstart.py --out runs/demo --overwrite
@@ -18,6 +19,11 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2
+
+tools:
+	@command -v gfortran >/dev/null || { \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends gfortran; } || \
+	  echo "no gfortran: the tests that need it are skipped" >&2
 
 lint: .venv/.all
 	$(BIN)/ruff check .
