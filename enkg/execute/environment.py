@@ -25,7 +25,10 @@ STEP_NAMES = frozenset(
         "GFORTRAN_UNBUFFERED_PRECONNECTED",
     )
 )
-SETTINGS = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT", "MPIR_CVAR_", "FLUX_URI", guard.TAG)
+SETTINGS = (
+    *("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT", "MPIR_CVAR_", "FLUX_URI"),
+    *(guard.TAG, "ENKG_DATA"),
+)
 """Kept none the less: settings of the user's."""
 OUTSIDE = ("OPAL_PREFIX", "PMIX_MCA_", "PRTE_MCA_", "HYDRA_")
 """Settings of the user's too, but inside an MPI rank its launcher may have made them."""

@@ -103,7 +103,10 @@ def end(
 
 
 def new_tag() -> str:
-    """A tag for one program, unique on this machine."""
+    """A tag for one program, unique on this machine. The guard is there before the program."""
+    with _state.lock:
+        if _state.pipe < 0:
+            _start()
     return f"{_state.host}.{next(_state.numbers)}"
 
 
@@ -320,12 +323,10 @@ def _guard(host: str, parent: int) -> None:
         if over:
             break
         gone.poll(50)  # many short programs shall not wake the guard for each of them
-    end(
-        host,
-        {pid: start for pid, (start, _) in lines.items()},
-        _longest(lines.values()),
-        time.sleep,
-    )
+    roots = {pid: start for pid, (start, _) in lines.items()}
+    for pause in (0.3, 0.0):  # enkg may have died in the midst of a start
+        end(host, roots, _longest(lines.values()), time.sleep)
+        time.sleep(pause)
 
 
 def _note(whole: list[bytes], lines: dict[int, tuple[float, float]]) -> None:

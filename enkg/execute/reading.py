@@ -134,7 +134,7 @@ def _checked(m: Manifest, folder: Path) -> Manifest:
         m = dataclasses.replace(m, oneshot=dataclasses.replace(m.oneshot, command=command))
         oneshot.check(m)
         _uses_files(m)
-        _placeholders(m, m.oneshot.command, "oneshot.command")
+        _placeholders(m, command, "oneshot.command")
     if m.worker is not None:
         command = _command(m, m.worker.command, "worker.command")
         m = dataclasses.replace(m, worker=dataclasses.replace(m.worker, command=command))

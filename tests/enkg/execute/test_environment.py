@@ -33,7 +33,7 @@ def test_that_what_ties_to_a_step_is_left_out(monkeypatch, name):
     [
         *("PATH", "HOME", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_JOB_NODELIST", "SLURM_CONF"),
         *("OMPI_MCA_btl", "OMPI_ALLOW_RUN_AS_ROOT", "UCX_TLS", "FI_PROVIDER", "FLUX_URI"),
-        *("MPIR_CVAR_ENABLE_GPU", "ENKG_TAG", "CUDA_VISIBLE_DEVICES"),
+        *("MPIR_CVAR_ENABLE_GPU", "ENKG_TAG", "ENKG_DATA", "CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_that_settings_are_kept_even_inside_a_rank(monkeypatch, name):

@@ -57,8 +57,9 @@ def test_that_a_run_survives_its_faults(fault, mode, folder, monkeypatch):
     assert set(found["causes"]) == (expected or set())
     assert found["failed"] == sum(found["causes"].values())
     assert (found["failed"] > 0) == bool(expected)
-    assert np.isfinite(tree["posterior"]["x"].values).all()
-    assert len(tree["posterior"]["member"]) == MEMBERS
+    x = tree["posterior"].to_dataset()["x"].values
+    assert x.shape == (MEMBERS, 4)
+    assert np.isfinite(x).all()
     assert left_running(str(folder)) == []
 
 
@@ -70,7 +71,7 @@ def test_that_the_survivors_are_those_of_a_run_without_faults(mode, folder, monk
         monkeypatch.setenv("FAULT", fault)
         simulator = enkg.Program(folder, slots=2, mode=mode)
         tree = enkg.run(experiment(simulator, failure=POLICY))
-        found.append(tree["posterior"]["x"].values)
+        found.append(tree["posterior"].to_dataset()["x"].values)
     np.testing.assert_array_equal(*found)
 
 

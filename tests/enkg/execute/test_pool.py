@@ -156,7 +156,7 @@ def test_that_a_process_killed_from_outside_in_mid_call_costs_one_repetition():
     x = batch(6, (0, m.SLOW), (1, m.SLOW))
     with Pool(m.act, processes=2).opened(FailurePolicy(), None) as pool:
         pool.evaluate(batch(4))
-        victims = [p for p in psutil.Process().children() if "pool_main" in str(p.cmdline())]
+        victims = [p for p in psutil.Process().children() if "pool_main" in str(_line(p))]
         assert len(victims) == 2
         threading.Timer(0.2, victims[0].kill).start()
         result = pool.evaluate(x)
@@ -169,7 +169,7 @@ def test_that_a_process_killed_between_two_calls_costs_nothing():
     with Pool(m.double, processes=1).opened(NO_RETRY, None) as pool:
         pool.evaluate(batch(2))
         for p in psutil.Process().children():
-            if "pool_main" in str(p.cmdline()):
+            if "pool_main" in str(_line(p)):
                 p.kill()
                 p.wait(10)
         x = batch(2)
