@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from enkg.execute.process import Process
 from enkg.execute.worker import WorkerDriver
+from tests.enkg.execute.stub_programs import STUBS, compiled
 
 
 def traces() -> tuple[int, set[str], set[int]]:
@@ -54,3 +56,21 @@ def drive(nothing_left):
     yield make
     for driver in drivers:
         driver.close()
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Compiles a source beside the stub of its language, once; returns the command."""
+    made = {}
+
+    def make(language: str, source: str | None = None, *options: str) -> tuple[str, ...]:
+        key = (language, source, options)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(language)
+            for file in (STUBS / language).iterdir():
+                if file.is_file():
+                    shutil.copy(file, folder)
+            made[key] = compiled(language, folder, source, options)
+        return made[key]
+
+    return make

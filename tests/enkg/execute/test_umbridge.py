@@ -1,7 +1,6 @@
 """The UM-Bridge client against sound servers, odd ones and none."""
 
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,52 +15,30 @@ from enkg.execute import opened
 from enkg.execute.umbridge import UMBridge
 from enkg.failure import Cause, Failure, FailurePolicy
 from enkg.serve import Model
-from tests.enkg.execute.um_bridge import Odd, odd_server, send, served, sums
+from tests.enkg.execute.um_bridge import (
+    Odd,
+    die,
+    flood,
+    free_port,
+    half,
+    leave,
+    odd_server,
+    send,
+    served,
+    sums,
+    umbridge_served,
+)
 
 ONCE = FailurePolicy(retries=0)
 X = np.array([[1.0, 2.0, 3.0], [0.5, -1.0, 4.0], [0.1, 0.2, 0.3], [7.0, 8.0, 9.0]])
 Y = np.stack([X.sum(axis=1), X.prod(axis=1)], axis=1)
-PYTHON_SERVER = """
-import sys, umbridge, aiohttp.web as web
-
-class Sum(umbridge.Model):
-    def get_input_sizes(self, config): return [2, 1]
-    def get_output_sizes(self, config): return [1, 3]
-    def supports_evaluate(self): return True
-    def __call__(self, parameters, config):
-        (a, b), (c,) = parameters
-        if c < 0:
-            raise ValueError("c is negative")
-        nan = float("nan") if a > 100 else a
-        return [[a + b + c], [nan, b, c * config.get("scale", 1)]]
-
-run_app = web.run_app  # listens on all interfaces
-web.run_app = lambda app, port: run_app(app, host="127.0.0.1", port=port, print=None)
-umbridge.serve_models([Sum("forward")], int(sys.argv[1]))
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def python_server() -> Iterator[str]:
     """A model that the umbridge package serves, in a process of its own."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", PYTHON_SERVER, str(port)])
-    try:
-        for _ in range(400):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    with umbridge_served() as url:
+        yield url
 
 
 def failure(model: UMBridge, x: np.ndarray = X[:2], policy: FailurePolicy = ONCE) -> Failure:
@@ -119,27 +96,6 @@ def test_that_a_member_of_nothing_but_nan_and_infinity_fails(text):
 
     with odd_server(evaluate) as odd:
         assert failure(UMBridge(odd.url)).cause is Cause.NONFINITE
-
-
-def half(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
-    handler.wfile.write(b'HTTP/1.0 200 OK\r\nContent-Length: 40\r\n\r\n{"output": [[1.0,')
-
-
-def die(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
-    handler.connection.setsockopt(  # the connection is reset
-        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
-    )
-    handler.connection.close()
-
-
-def leave(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def flood(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
-    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
-    while not odd.hurry.is_set():
-        handler.wfile.write(b"[" * 65536)
 
 
 def sending(answer, status: int = 200, **headers: str):

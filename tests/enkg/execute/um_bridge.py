@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,3 +142,67 @@ def sums(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
     """A sound model: sum and product of the three numbers."""
     x = np.array(question["input"][0])
     send(handler, {"output": [[float(x.sum()), float(x.prod())]]})
+
+
+PYTHON_SERVER = """
+import sys, umbridge, aiohttp.web as web
+
+class Sum(umbridge.Model):
+    def get_input_sizes(self, config): return [2, 1]
+    def get_output_sizes(self, config): return [1, 3]
+    def supports_evaluate(self): return True
+    def __call__(self, parameters, config):
+        (a, b), (c,) = parameters
+        if c < 0:
+            raise ValueError("c is negative")
+        nan = float("nan") if a > 100 else a
+        return [[a + b + c], [nan, b, c * config.get("scale", 1)]]
+
+run_app = web.run_app  # listens on all interfaces
+web.run_app = lambda app, port: run_app(app, host="127.0.0.1", port=port, print=None)
+umbridge.serve_models([Sum("forward")], int(sys.argv[1]))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def umbridge_served() -> Iterator[str]:
+    """A model that the umbridge package serves, in a process of its own."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", PYTHON_SERVER, str(port)])
+    try:
+        for _ in range(400):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def half(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
+    handler.wfile.write(b'HTTP/1.0 200 OK\r\nContent-Length: 40\r\n\r\n{"output": [[1.0,')
+
+
+def die(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
+    handler.connection.setsockopt(  # the connection is reset
+        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+    )
+    handler.connection.close()
+
+
+def leave(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def flood(handler: BaseHTTPRequestHandler, odd: Odd, question: dict) -> None:
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+    while not odd.hurry.is_set():
+        handler.wfile.write(b"[" * 65536)
