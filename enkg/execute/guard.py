@@ -86,19 +86,34 @@ def end(
         pause = min(1.5 * pause, 0.05)
         if any(_alive(pid, start) for pid, start in roots.items()):
             continue
-        left = family(tag, known)
+        left = _left(tag, known, idle)
         known |= left
         if not left:
             return {}
         _send(signal.SIGTERM, {pid: start for pid, start in left.items() if pid not in asked})
         asked |= set(left)
-    for _ in range(ROUNDS):  # a process may fork while the table is read
-        left = family(tag, known)
+    left = known
+    for _ in range(ROUNDS):
+        left = _left(tag, known, idle)
         known |= left
         if not left:
             return {}
         _send(signal.SIGKILL, left)
         idle(0.005)
+    return left
+
+
+def _left(
+    tag: str, known: Mapping[int, float], idle: Callable[[float], object]
+) -> dict[int, float]:
+    """The family, looked for twice before there is none.
+
+    A process that forks and ends while the table is read is not in it, and nor is its child.
+    """
+    left = family(tag, known)
+    if not left:
+        idle(0.002)
+        left = family(tag, known)
     return left
 
 

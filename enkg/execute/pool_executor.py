@@ -7,6 +7,7 @@ that is given up keeps its place until it ends, if it ever does. After a break, 
 begun are run again one at a time.
 """
 
+import itertools
 import logging
 import os
 import shutil
@@ -31,6 +32,8 @@ from enkg.failure import Cause, MemberFailed
 
 GLANCE = 0.02
 """Seconds between two looks whether a task has begun, or there is room for one."""
+WATCH = 2.0
+"""Seconds between two looks whether the executor's processes live."""
 PATIENCE = 60.0
 """Seconds after which a first task that has not ended is worth a warning."""
 STARTUP = 60.0
@@ -52,6 +55,10 @@ def width_of(executor: Any) -> int | None:
     return None
 
 
+class _Overlooked(Exception):
+    """The executor broke and has not noticed."""
+
+
 class BrokenError(Exception):
     """The executor broke under a task. begun: the task may have caused it."""
 
@@ -71,6 +78,14 @@ class _Life:
     hung: bool = False
     """It holds a task that was given up."""
 
+    def processes(self) -> list[Any]:
+        """The executors of Python and loky know their processes; others keep a hanging task."""
+        return list((getattr(self.executor, "_processes", None) or {}).values())
+
+    def bereft(self) -> bool:
+        """A process has died, which Python's executor overlooks if that happens as it starts."""
+        return any(process.exitcode not in (None, 0) for process in self.processes())
+
 
 class Shop:
     """The executor that the slots of one pool share.
@@ -87,6 +102,7 @@ class Shop:
         self.marks = Path(tempfile.mkdtemp(prefix=f"enkg-{os.getuid()}-{os.getpid()}-"))
         self.marked = self.running = True  # how a task shows that it began
         self._source = source
+        self._calls = itertools.count()
         self._news = threading.Condition()
         self._lives: list[_Life] = []
         self._alone = 0  # tasks that wait for, or have, the executor for themselves
@@ -118,6 +134,9 @@ class Shop:
         if unusable:
             raise InputError(unusable)
         self.marked, self.running = mark.exists(), seen
+
+    def new_mark(self) -> Path:
+        return self.marks / str(next(self._calls))
 
     def begun(self, mark: Path, future: Future, waited: float) -> bool:
         """Whether a task has begun that was handed over so many seconds ago."""
@@ -152,9 +171,9 @@ class Shop:
         """All places are taken by tasks that were given up."""
         return self._held >= self.width
 
-    def broke(self, life: _Life) -> None:
+    def broke(self, life: _Life, hung: bool) -> None:
         with self._news:
-            life.over = self.ours
+            life.over, life.hung = self.ours, life.hung or hung
 
     def given_up(self, life: _Life, future: Future, begun: bool) -> None:
         """Nobody waits for this task any more, but it may run on."""
@@ -194,13 +213,13 @@ class Shop:
         """Shuts down what has ended and, where it can be done, kills what hangs."""
         for life in [life for life in self._lives if life.over and not life.tasks]:
             self._lives.remove(life)
-            # The executors of Python and loky know their processes; others keep a hanging task.
-            processes = dict(getattr(life.executor, "_processes", None) or {})
+            processes = life.processes()
             with suppress(Exception):  # it is broken
                 life.executor.shutdown(wait=False)
-            for pid in processes if life.hung else ():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for process in processes if life.hung else ():
+                if process.exitcode is None:
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
 
 
 class ExecutorDriver:
@@ -251,16 +270,15 @@ class ExecutorDriver:
                     "cannot end them. Pass a function that makes an executor, and it is replaced",
                 )
 
-        mark = shop.marks / f"{id(self)}"
-        mark.unlink(missing_ok=True)
+        mark = shop.new_mark()
         with shop.place(alone, check) as life:
             future = None
             try:
                 future = life.executor.submit(task, shop.parcel, x, str(mark))
                 self._await(life, future, timeout, mark)
                 return future.result()
-            except BrokenExecutor as error:
-                shop.broke(life)
+            except (BrokenExecutor, _Overlooked) as error:
+                shop.broke(life, isinstance(error, _Overlooked))
                 begun = future is not None and (mark.exists() or not shop.marked)
                 raise BrokenError(error, begun) from None
             except MemberFailed:
@@ -275,26 +293,34 @@ class ExecutorDriver:
     def _await(self, life: _Life, future: Future, timeout: float | None, mark: Path) -> None:
         self._news.clear()
         future.add_done_callback(lambda _: self._news.set())
-        handed, begin = time.monotonic(), None
+        handed, begin, bereft = time.monotonic(), None, False
+        look = handed + WATCH
         try:
             while not future.done():
                 self._go_on()
-                if timeout is None:
-                    self._news.wait()
-                    continue
                 now = time.monotonic()
-                if begin is None and self.shop.begun(mark, future, now - handed):
-                    begin = now
-                left = GLANCE if begin is None else begin + timeout - now
-                if left <= 0:
-                    raise MemberFailed(
-                        Cause.TIMEOUT, f"ran longer than {timeout:g} s; the executor may run it on"
-                    )
-                self._news.wait(left)
-        except BaseException:
-            begun = begin is not None or mark.exists()
-            self.shop.given_up(life, future, begun)
+                if now >= look:
+                    if bereft:  # and that long after
+                        raise _Overlooked("one of its processes died")
+                    bereft, look = life.bereft(), now + WATCH
+                left = WATCH
+                if timeout is not None:
+                    if begin is None and self.shop.begun(mark, future, now - handed):
+                        begin = now
+                    left = GLANCE if begin is None else begin + timeout - now
+                    if left <= 0:
+                        raise MemberFailed(
+                            Cause.TIMEOUT,
+                            f"ran longer than {timeout:g} s; the executor may run it on",
+                        )
+                self._news.wait(min(left, WATCH))
+        except _Overlooked:
             raise
+        except BaseException:
+            self.shop.given_up(life, future, begin is not None or mark.exists())
+            raise
+        finally:
+            mark.unlink(missing_ok=True)
 
     def _go_on(self) -> None:
         if self._ended:

@@ -317,10 +317,11 @@ class Process:
             for _ in range(16):  # what a pipe can hold; descendants may write for ever
                 if fd not in self._outputs or not self._drain(fd):
                     break
-        alone = leash.poll(0)
-        self._close()
-        if not alone:
+        for _ in range(10):  # who holds the other end may fork while it is looked for
+            if leash.poll(0):
+                break
             self._end(min(LEFT_BEHIND, self._grace))
+        self._close()
         self._ended = True
         self._popen.returncode = self._returncode or 0  # it shall not wait again
         guard.release(self.pid)
