@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,7 +36,7 @@ class Patient(Console):
 
 
 console = Patient()
-CONFIG = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
+CONFIG = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +133,14 @@ Command = (
 )
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send it: everything is ended as by Ctrl-C."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
 Options = TypeVar("Options", Run, Check)
 
 
@@ -143,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         console.print(f"enkg {enkg.__version__}", highlight=False)
         return 0
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         if given[0] == "run":
             return _run(given[1:])
@@ -161,9 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped by the keyboard; the run is not finished")
-        return 130
+    except KeyboardInterrupt as error:
+        by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("the keyboard", 130)
+        left = "; the run is not finished" if given[0] == "run" else ""
+        Console(stderr=True).print(f"stopped by {by}{left}", highlight=False)
+        return code
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(error: EnkgError, traceback: bool) -> int:

@@ -10,6 +10,7 @@ Cost: three calls for each draw and three more.
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -56,15 +57,24 @@ def check(experiment: Experiment, draws: int = 4, progress: Progress | None = No
             with opened(experiment.simulator, experiment.failure, Path(folder)) as evaluator:
                 trial = _Trial(experiment, evaluator, draws, told)
                 report.facts["each member"] = _shapes(experiment)
-                for part in (trial.first, trial.again, trial.alone, trial.poisoned):
+                for part in (trial.first, trial.again, trial.alone):
                     part(report)
-                    done += 3 if part == trial.poisoned else draws
+                    done += draws
                     if not report.sound:
                         break
-                told(total - done, total)
                 trial.cost(report)
+            if report.sound:
+                # What does not end by itself shall not take the whole limit, nor be tried again.
+                limit = 10 + 10 * trial.start_seconds
+                policy = replace(experiment.failure, timeout=limit, retries=0)
+                with opened(experiment.simulator, policy) as evaluator:
+                    trial.poisoned(report, evaluator)
+            told(total - done, total)
         except EnsembleFailure as error:
-            report.add(Grade.UNSOUND, "answers", str(error), "run one member by hand")
+            text = str(error) if not error.failures else error.failures[0].text
+            count = f"all {draws} prior draws failed; the first: " if error.failures else ""
+            advice = "run one member by hand, with numbers of the prior"
+            report.add(Grade.UNSOUND, "answers", count + text, advice)
         except EnkgError as error:
             report.add(Grade.UNSOUND, "shapes", str(error))
     return report
@@ -115,7 +125,8 @@ class _Trial:
                 Grade.DOUBT,
                 "answers",
                 f"{count} of {len(failures)} prior draws failed: {'; '.join(found[:3])}",
-                "if the prior is to blame, narrow it or give units that keep it in bounds",
+                "they are replaced in a run; if their numbers are to blame, give units or a prior "
+                "that keep them in bounds",
             )
         else:
             raise EnsembleFailure(f"all {count} prior draws failed: {'; '.join(found[:3])}")
@@ -184,13 +195,13 @@ class _Trial:
             "a member's time step, scaling or stopping must follow from that member only",
         )
 
-    def poisoned(self, report: Report) -> None:
+    def poisoned(self, report: Report, evaluator: Evaluator) -> None:
         """A member of NaN between two good ones."""
         good = np.flatnonzero(self.living)[[0, -1]]
         x = self.experiment.units.to_simulator(self.x).detach().cpu().numpy()
         batch = np.stack([x[good[0]], np.full_like(x[0], np.nan), x[good[1]]])
         batch.setflags(write=False)
-        result = self.evaluator.evaluate(batch)
+        result = evaluator.evaluate(batch)
         failure = result.failures[1]
         around = [f for f in (result.failures[0], result.failures[2]) if f is not None]
         if around:
@@ -199,6 +210,14 @@ class _Trial:
                 "failures",
                 f"a member of NaN takes its neighbours with it: {around[0].text}",
                 "let a bad member give NaN and go on, or run members one by one",
+            )
+        elif failure is not None and failure.cause is Cause.TIMEOUT:
+            report.add(
+                Grade.DOUBT,
+                "failures",
+                f"an input of NaN gives: {failure.text}",
+                "a member that cannot be computed should say so, not search for ever; else set a "
+                "timeout that fits the simulator",
             )
         elif failure is None and np.isfinite(result.y[1]).all():
             report.add(

@@ -4,6 +4,9 @@ Every message says what was given, what was expected and what to do. The command
 message alone, without a traceback, and ends with a non-zero exit code.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class EnkgError(Exception):
     """Base of all errors that enkg raises on purpose."""
@@ -14,7 +17,15 @@ class InputError(EnkgError, ValueError):
 
 
 class EnsembleFailure(EnkgError, RuntimeError):
-    """Too few members of the ensemble survived the simulator."""
+    """Too few members of the ensemble survived the simulator.
+
+    failures: why each member failed, where an adapter raises this because all of them did. calls:
+    what they cost.
+    """
+
+    def __init__(self, message: str, failures: Sequence[Any] = (), calls: int = 0) -> None:
+        super().__init__(message)
+        self.failures, self.calls = tuple(failures), calls
 
 
 class StoreError(EnkgError, OSError):

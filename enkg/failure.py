@@ -32,6 +32,7 @@ class Cause(StrEnum):
     LAUNCH = "launch failure"
     LOST = "process lost"
     CUT = "straggler cut"
+    UNFINISHED = "not finished"
     DISK = "disk full"
     WORLD = "wrong MPI world"
 

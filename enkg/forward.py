@@ -120,6 +120,7 @@ class Forward:
         self.failed += len(found)
         self.causes.update(str(failure.cause) for failure in found)
         by_cause = Counter(f.cause for f in found).most_common()
+        by_cause.sort(key=lambda item: item[0] is Cause.UNFINISHED)  # the true causes first
         first = {f.cause: f.text for f in reversed(found)}
         for cause, times in by_cause:
             log.warning("%d of %d members failed; the first: %s", times, count, first[cause])

@@ -70,6 +70,17 @@ def run(
     Raises InputError for shapes that do not fit, EnsembleFailure when too few members survive,
     StoreError when the directory is in use.
     """
+    with store.claimed(directory):
+        return _recorded(experiment, directory, overwrite, observer, source)
+
+
+def _recorded(
+    experiment: Experiment,
+    directory: str | Path | None,
+    overwrite: bool,
+    observer: Observer | None,
+    source: Path | None,
+) -> xr.DataTree:
     begin = perf_counter()
     folder = None
     if directory is not None:
@@ -97,7 +108,7 @@ def run(
             store.write_json(folder / store.SUMMARY, summary)
         return store.attach(tree, summary)
     except BaseException as error:
-        log.error("%s: %s", type(error).__name__, error)
+        log.error("%s: %s", type(error).__name__, str(error) or "stopped from outside")
         raise
     finally:
         if handler is not None:

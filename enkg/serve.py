@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
-from enkg.errors import EnkgError, InputError
+from enkg.errors import EnkgError, EnsembleFailure, InputError
 from enkg.execute import opened
 from enkg.execute.http import library
 from enkg.execute.slots import Slots
@@ -47,8 +47,8 @@ SHARED_MEMORY = tuple(f"{name}ShMem" for name in ("Test", "Evaluate", *DERIVATIV
 class Serve:
     """Offer a simulator to other programs over HTTP, by the UM-Bridge protocol.
 
-    FILE is an experiment file, or a folder with a simulator.toml. Numbers are in the simulator's
-    units. Ends with Ctrl-C.
+    FILE is an experiment file, with the defaults of its arguments, or a folder with a
+    simulator.toml. Numbers are in the simulator's units. Ends with Ctrl-C.
     """
 
     file: tyro.conf.Positional[Path]
@@ -342,8 +342,8 @@ class _Service:
     def _values(self, outcome: Result | BaseException) -> list[float]:
         """The output vector. Raises _Refused for a failed member."""
         if isinstance(outcome, EnkgError):
-            reason = str(outcome).removeprefix("the simulator failed for all 1 members; first: ")
-            raise _Refused("EvaluationFailed", reason, 500)
+            known = outcome.failures if isinstance(outcome, EnsembleFailure) else ()
+            raise _Refused("EvaluationFailed", str(known[0] if known else outcome), 500)
         if isinstance(outcome, BaseException):
             log.error("the simulator raised", exc_info=outcome)
             raise _Refused("EvaluationFailed", f"{type(outcome).__name__}: {outcome}", 500)

@@ -13,15 +13,18 @@ Files are written under a temporary name and renamed, so that none is ever half 
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +37,9 @@ from torch import Tensor
 
 from enkg.errors import StoreError
 
+log = logging.getLogger("enkg")
+
+LOCK = ".lock"
 RECORD, LOG, TREE, SUMMARY, FIGURES, FAILED = (
     "experiment.json",
     "log.txt",
@@ -44,6 +50,35 @@ RECORD, LOG, TREE, SUMMARY, FIGURES, FAILED = (
 )
 
 
+@contextmanager
+def claimed(directory: str | Path | None) -> Iterator[None]:
+    """Keeps a run directory for one run; raises StoreError while another run writes into it."""
+    if directory is None or Path(directory).is_file():
+        yield
+        return
+    lock = Path(directory) / LOCK
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(f"cannot make the run directory {directory}: {error}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another run is writing into {directory}; give another --out, or wait for its end"
+            ) from error
+        except OSError:
+            log.warning("%s: this file system has no locks", directory)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
 def create(directory: Path, overwrite: bool) -> Path:
     """Makes a run directory; refuses one that holds results unless told to overwrite them.
 
@@ -51,7 +86,7 @@ def create(directory: Path, overwrite: bool) -> Path:
     """
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; a run needs a directory")
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and any(file.name != LOCK for file in directory.iterdir()):
         if not _is_ours(directory / RECORD):
             raise StoreError(
                 f"{directory} holds files that no run of enkg wrote; choose another --out"

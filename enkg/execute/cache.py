@@ -22,7 +22,7 @@ from numpy import ndarray
 from enkg.errors import EnsembleFailure, InputError
 from enkg.execute.function import opened
 from enkg.execute.identity import identity_of
-from enkg.failure import Cause, Failure, FailurePolicy
+from enkg.failure import Failure, FailurePolicy
 from enkg.simulator import Evaluator, Progress, Result
 
 log = logging.getLogger("enkg")
@@ -144,10 +144,9 @@ class _Evaluator:
         except EnsembleFailure as error:
             if not others:
                 raise
-            # The reason of the first, which is all that the error tells, stands for all of them.
-            text = str(error).partition("first: ")[2] or str(error)
-            known = getattr(error, "failures", None) or (Failure(Cause.REPORTED, text),) * len(x)
-            return Result(np.full((len(x), 0), np.nan), tuple(known), len(x))
+            if len(error.failures) != len(x):
+                raise
+            return Result(np.full((len(x), 0), np.nan), error.failures, error.calls)
 
     def _compare(self, kept: ndarray, now: ndarray) -> None:
         same = kept.shape == now.shape and np.allclose(

@@ -74,7 +74,7 @@ class Function:
                         failures.append(failure)
             if progress is not None:
                 progress(min(first + width, len(x)), len(x))
-        return Result(*_assemble(rows, failures, cause), calls)
+        return Result(*_assemble(rows, failures, cause, calls), calls)
 
     def _alone(self, member: ndarray, width: int) -> tuple[ndarray | None, Failure | None]:
         try:
@@ -151,13 +151,18 @@ def exception(error: Exception) -> Failure:
 
 
 def _assemble(
-    rows: list[ndarray | None], failures: list[Failure | None], cause: Exception | None
+    rows: list[ndarray | None],
+    failures: list[Failure | None],
+    cause: Exception | None,
+    calls: int,
 ) -> tuple[ndarray, tuple[Failure | None, ...]]:
     good = [row for row in rows if row is not None]
     if not good:
         first = failures[0] if failures else "the batch is empty"
         raise EnsembleFailure(
-            f"the simulator failed for all {len(rows)} members; first: {first}{_line(cause)}"
+            f"the simulator failed for all {len(rows)} members; first: {first}{_line(cause)}",
+            failures,
+            calls,
         ) from cause
     shapes = {row.shape for row in good}
     if len(shapes) > 1:

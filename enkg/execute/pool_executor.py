@@ -32,6 +32,8 @@ from enkg.failure import Cause, MemberFailed
 
 GLANCE = 0.02
 """Seconds between two looks whether a task has begun, or there is room for one."""
+INNOCENT = 3
+"""Breaks after which a task is suspected that seems not to have begun."""
 WATCH = 2.0
 """Seconds between two looks whether the executor's processes live."""
 PATIENCE = 60.0
@@ -234,7 +236,7 @@ class ExecutorDriver:
         self._ended = False
         shop, member = self.shop, (job.batch, job.member)
         alone = member in shop.killers
-        while True:
+        for turn in itertools.count():
             try:
                 return self.opened.rows(self._run(x, timeout, alone), job.batch)
             except BrokenError as error:
@@ -248,7 +250,8 @@ class ExecutorDriver:
                     shop.killers.add(member)
                     raise MemberFailed(Cause.LOST, str(error)) from None
                 shop.repeated += len(x) * error.begun
-                alone = error.begun
+                alone = error.begun or turn >= INNOCENT
+        raise AssertionError
 
     def interrupt(self) -> None:
         self._ended = True
@@ -289,6 +292,8 @@ class ExecutorDriver:
                 raise MemberFailed(
                     Cause.LOST, f"the executor raised {exception(error).detail}"
                 ) from error
+            finally:
+                mark.unlink(missing_ok=True)
 
     def _await(self, life: _Life, future: Future, timeout: float | None, mark: Path) -> None:
         self._news.clear()
@@ -319,8 +324,6 @@ class ExecutorDriver:
         except BaseException:
             self.shop.given_up(life, future, begin is not None or mark.exists())
             raise
-        finally:
-            mark.unlink(missing_ok=True)
 
     def _go_on(self) -> None:
         if self._ended:

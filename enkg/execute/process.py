@@ -29,6 +29,9 @@ KEPT = 65536
 LEFT_BEHIND = 0.5
 """Seconds that processes get to end which a program left behind when it ended by itself."""
 
+HOUR = 3600.0
+"""Longest wait for one event, in seconds."""
+
 log = logging.getLogger("enkg")
 __all__ = ["Process", "Wake", "environment"]
 
@@ -151,6 +154,14 @@ class Process:
         """What the program printed to its standard error: the first and the last 64 KiB."""
         return self._stderr.text()
 
+    def forget(self) -> None:
+        """What it printed so far is dropped, so that later words are about what comes next."""
+        with self._turn:
+            if not self._ended:
+                self._look(0.0)
+            self._stdout.clear()
+            self._stderr.clear()
+
     @property
     def returncode(self) -> int | None:
         """The exit status, or minus the number of the signal. None: not ended, or not known."""
@@ -247,7 +258,7 @@ class Process:
         if self._pidfd < 0:
             timeout = 0.01 if timeout is None else min(timeout, 0.01)
         ready = over = False
-        for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
+        for fd, _ in self._poll.poll(None if timeout is None else min(timeout, HOUR) * 1000):
             if fd in self._readable:
                 ready = True
             elif fd in self._outputs:
@@ -345,6 +356,12 @@ class _Kept:
         self._first = bytearray()
         self._last = bytearray()
         self._dropped = 0
+
+    def clear(self) -> None:
+        if self._first:
+            self._first.clear()
+            self._last.clear()
+            self._dropped = 0
 
     def add(self, data: bytes) -> None:
         room = KEPT - len(self._first)

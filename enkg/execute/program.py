@@ -13,6 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from enkg.errors import InputError
+from enkg.execute import template
 from enkg.execute.manifest import NAME, Manifest
 from enkg.execute.oneshot import OneShotDriver
 from enkg.execute.reading import read
@@ -74,14 +75,16 @@ class Program:
         table = m.worker if self.stays_up else m.oneshot
         assert table is not None
         known = hashlib.sha256((m.folder / NAME).read_bytes())
-        for argument in table.command:
-            known.update(argument.encode() + b"\0")
-            path = Path(argument) if os.path.isabs(argument) else m.folder / argument
-            if path.is_file():
-                known.update(path.read_bytes())
-        for name in (*m.oneshot.templates, *m.oneshot.copy, *m.oneshot.link) if m.oneshot else ():
-            if (m.folder / name).is_file():
-                known.update((m.folder / name).read_bytes())
+        known.update(f"{m.mpi.ranks} ranks".encode())
+        named = [template.fill(a, {"folder": m.folder}, strict=False) for a in table.command]
+        if m.oneshot is not None and not self.stays_up:
+            named += [*m.oneshot.templates, *m.oneshot.copy, *m.oneshot.link]
+        for name in named:
+            known.update(name.encode() + b"\0")
+            path = m.folder / name  # the name itself, where it is absolute
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    known.update(file.read_bytes())
         return f"program {m.name} {m.version} {known.hexdigest()}"
 
     @contextmanager
@@ -129,6 +132,11 @@ class _Checked:
             raise InputError(
                 f"the members have shape {x.shape[1:]}, but `input.shape` in "
                 f"{self.manifest.folder / NAME} is {list(port.shape)}"
+            )
+        if np.iscomplexobj(x):
+            raise InputError(
+                f"the members are {x.dtype}; a program takes real numbers: give it real and "
+                "imaginary parts"
             )
         return self.slots.evaluate(x.astype(port.numpy), progress)
 

@@ -15,6 +15,8 @@ from enkg.errors import InputError
 from enkg.execute import oneshot, template
 from enkg.execute.manifest import LASTING, NAME, SUFFIX, Manifest, Port
 
+OPERATORS = ("|", "||", ">", ">>", "<", "&", "&&", ";", "2>", "2>&1")
+
 
 def read(folder: str | Path) -> Manifest:
     """The manifest in a folder, with absolute paths; raises InputError with the key at fault."""
@@ -30,7 +32,7 @@ def read(folder: str | Path) -> Manifest:
             f"`enkg new simulator NAME` writes a folder that has one"
         )
     try:
-        table = tomllib.loads(file.read_text())
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid TOML: {error}") from error
     try:
@@ -101,21 +103,7 @@ def _checked(m: Manifest, folder: Path) -> Manifest:
             "there is neither [oneshot] (the program starts anew for every member) nor [worker] "
             "(it stays up); give at least one of them a `command`"
         )
-    for name, number, least in (
-        ("threads", m.threads, 1),
-        ("memory", m.memory, 0),
-        ("mpi.ranks", m.mpi.ranks, 1),
-        ("worker.batch", m.worker.batch if m.worker else 1, 1),
-    ):
-        if number < least:
-            raise InputError(f"`{name}` is {number}; expected at least {least}")
-    for name, seconds in (
-        ("timeout", m.timeout),
-        ("grace", m.grace),
-        ("worker.startup", m.worker.startup if m.worker else 1),
-    ):
-        if not seconds > 0:
-            raise InputError(f"`{name}` is {seconds}; expected seconds, more than 0")
+    _check_values(m)
     m = dataclasses.replace(
         m,
         folder=folder,
@@ -142,6 +130,29 @@ def _checked(m: Manifest, folder: Path) -> Manifest:
     for key, value in m.environment.set.items():
         _placeholders(m, (value,), f"environment.set.{key}", worker=m.worker is not None)
     return m
+
+
+def _check_values(m: Manifest) -> None:
+    if not m.name:
+        raise InputError("`name` is empty; give the simulator a name")
+    for key, value in m.environment.set.items():
+        if not key or "=" in key or "\0" in key + value:
+            raise InputError(f"`environment.set` holds {key!r}, which is no name of a variable")
+    for name, number, least in (
+        ("threads", m.threads, 1),
+        ("memory", m.memory, 0),
+        ("mpi.ranks", m.mpi.ranks, 1),
+        ("worker.batch", m.worker.batch if m.worker else 1, 1),
+    ):
+        if number < least:
+            raise InputError(f"`{name}` is {number}; expected at least {least}")
+    for name, seconds in (
+        ("timeout", m.timeout),
+        ("grace", m.grace),
+        ("worker.startup", m.worker.startup if m.worker else 1),
+    ):
+        if not seconds > 0:
+            raise InputError(f"`{name}` is {seconds}; expected seconds, more than 0")
 
 
 def _placeholders(m: Manifest, texts: tuple[str, ...], key: str, *, worker: bool = False) -> None:
@@ -171,6 +182,12 @@ def _command(m: Manifest, command: tuple[str, ...], key: str) -> tuple[str, ...]
     """The command with the program's absolute path."""
     if not command:
         raise InputError(f"`{key}` is empty; expected the program and its arguments")
+    for argument in command:
+        if argument in OPERATORS:
+            raise InputError(
+                f"`{key}` holds {argument!r}, which only a shell understands; the program is "
+                "started without one. Put the line into a script, and give that"
+            )
     program = command[0].replace("{folder}", str(m.folder))
     if program in ("python", "python3"):
         return (sys.executable, *command[1:])
@@ -180,10 +197,15 @@ def _command(m: Manifest, command: tuple[str, ...], key: str) -> tuple[str, ...]
             raise InputError(f"`{key}`: there is no program {path}{_how_to_build(m)}")
         if not os.access(path, os.X_OK):
             raise InputError(f"`{key}`: {path} may not be executed; try `chmod +x {path}`")
-        return (str(path), *command[1:])
+        return (template.escape(str(path)), *command[1:])
     found = shutil.which(program)
     if found is None:
         beside = m.folder / program
+        if " " in program:
+            raise InputError(
+                f"`{key}`: there is no program {program!r}; give the program and its arguments as "
+                f"a list, {program.split()}"
+            )
         hint = f"; write ./{program} for the one in {m.folder}" if beside.is_file() else ""
         raise InputError(f"`{key}`: no program {program!r} on the PATH{hint or _how_to_build(m)}")
     return (found, *command[1:])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy import ndarray
@@ -21,6 +21,7 @@ from enkg.errors import EnsembleFailure
 from enkg.failure import Cause, Failure, FailurePolicy, MemberFailed
 from enkg.simulator import Progress, Result
 
+UNFINISHED = Failure(Cause.UNFINISHED, "too few members could still succeed")
 GLANCE = 0.1
 """Seconds between two looks at stragglers and at the progress."""
 
@@ -57,6 +58,14 @@ class Driver(Protocol):
     def close(self) -> None:
         """Stops what is running. After this the driver is not used again."""
         ...
+
+
+@runtime_checkable
+class Starting(Protocol):
+    """A driver that may spend a part of a call on the start of its program."""
+
+    since: float | None
+    """When the program began to work, by time.monotonic; None while it does not."""
 
 
 class Slots:
@@ -208,16 +217,18 @@ class _Work:
                 self.news.wait(GLANCE)
 
     def result(self) -> Result:
+        tried = [failure for failure in self.failures if failure is not None]
         for j in np.flatnonzero(~self.answered):
-            self.failures[j] = self.failures[j] or Failure(
-                Cause.CUT, "not finished, since too few members could still succeed"
-            )
+            self.failures[j] = self.failures[j] or UNFINISHED
         if self.y is None:
             if not len(self.x):
                 raise EnsembleFailure("the batch is empty")
-            first = next(f for f in self.failures if f is not None)
+            first = next(iter(tried), UNFINISHED)
+            given_up = "" if len(tried) == len(self.x) else f" that were tried, of {len(self.x)}"
             raise EnsembleFailure(
-                f"the simulator failed for all {len(self.x)} members; first: {first}"
+                f"the simulator failed for all {len(tried)} members{given_up}; first: {first}",
+                self.failures,
+                self.calls,
             )
         self.y[~self.answered] = np.nan
         return Result(self.y, tuple(self.failures), self.calls)
@@ -282,14 +293,16 @@ class _Work:
 
     def _failed(self, task: _Task, failure: Failure) -> None:
         policy = self.slots.policy
-        if self.stopped:
-            return
         if task in self.cut:
             failure = Failure(Cause.CUT, f"took more than {policy.straggler:g} times the median")
+        elif self.stopped and failure.cause is Cause.CUT:  # by `stop`
+            failure = UNFINISHED
+        elif self.stopped and len(task.rows) > 1:
+            return
         elif len(task.rows) > 1:  # who of them was it?
             self.queue.extend(_Task((j,), task.attempt) for j in task.rows)
             return
-        elif failure.cause in policy.retry_on and task.attempt < policy.retries:
+        elif self._again(task, failure):
             wait = 0.2 * 4**task.attempt if failure.cause is Cause.LAUNCH else 0.0
             self.queue.append(_Task(task.rows, task.attempt + 1, time.monotonic() + wait))
             return
@@ -297,6 +310,11 @@ class _Work:
             self.failures[j] = failure
         self.settled += len(task.rows)
         self._give_up()
+
+    def _again(self, task: _Task, failure: Failure) -> bool:
+        policy = self.slots.policy
+        more = task.attempt < policy.retries and not self.stopped
+        return more and failure.cause in policy.retry_on
 
     def _give_up(self) -> None:
         """No more calls once too few members can succeed."""
@@ -310,6 +328,9 @@ class _Work:
             return
         limit = time.monotonic() - factor * statistics.median(self.walls)
         for task, (driver, begin) in self.running.items():
-            if begin < limit:
+            since = begin
+            if isinstance(driver, Starting):  # its program may have to be started first
+                since = driver.since or math.inf
+            if since < limit:
                 self.cut.add(task)
                 driver.interrupt()

@@ -51,14 +51,24 @@ def number_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def fill(text: str, values: Mapping[str, object]) -> str:
-    """The text with str(values[name]) in place of each {name}; raises InputError for others."""
+def escape(text: str) -> str:
+    """The text that `fill` turns into this one."""
+    return re.sub(rf"\{{({_WORD})\}}", r"{{\1}}", text)
+
+
+def fill(text: str, values: Mapping[str, object], strict: bool = True) -> str:
+    """The text with str(values[name]) in place of each {name}.
+
+    strict: raises InputError for a name without a value, which else stays as it is.
+    """
 
     def value(match: re.Match[str]) -> str:
         if match[2]:
             return "{" + match[2] + "}"
         name = match[1] or match[3]
         if name not in values:
+            if not strict:
+                return match[0]
             raise InputError(_unknown(name, tuple(values)))
         return f"{{{values[name]}}}" if match[1] else str(values[name])
 

@@ -264,6 +264,8 @@ def _short(line: str) -> str:
 def _interpreter(path: Path) -> str:
     with path.open("rb") as file:
         first = file.readline(256)
+    if first.startswith(b"#!") and first.endswith(b"\r\n"):
+        return f"{first[2:].decode(errors='replace').strip()} with a Windows line end"
     if first.startswith(b"#!"):
         return first[2:].decode(errors="replace").strip() or "an interpreter"
     return "the loader"

@@ -52,7 +52,8 @@ class WorkerDriver:
         self._process: Process | None = None
         self._channel: Channel | None = None
         self._shared: ndarray | None = None  # bytes
-        self._heard = ""  # what the program had written when it last failed
+        self.since: float | None = None
+        """When the program was handed the call that it works on, by time.monotonic."""
         self._seq = 0
         self._lock = threading.Lock()  # held while these two, or the process, change
         self._calling = self._interrupted = False
@@ -82,6 +83,7 @@ class WorkerDriver:
             in_step = True
             raise
         finally:
+            self.since = None
             with self._lock:
                 self._calling = False
                 keep = in_step and not self._interrupted
@@ -186,6 +188,8 @@ class WorkerDriver:
             y = y.view(self._dtype).reshape(shape)
             payload = into = NOTHING
         call = want._replace(kind=Kind.EVAL, n=n_in, nbytes=len(payload), member0=job.member)
+        process.forget()
+        self.since = time.monotonic()
         try:
             channel.send(process, deadline, call, payload)
             frame, text = channel.receive(process, deadline, into, lambda f: _check(f, want))
@@ -205,11 +209,11 @@ class WorkerDriver:
         return np.array(y, self._out.numpy, order="C")  # the next call writes over the memory
 
     def _failed(self, process: Process) -> None:
-        """Raises ReportedError if the program has written why, since the last time it was asked."""
-        process.wait(0)  # reads what it wrote
-        heard, self._heard = self._heard, process.stderr
-        if self._heard != heard:
-            words = _line(last_line(self._heard))
+        """Raises ReportedError if the program has written why."""
+        behind_launcher = launcher.prefix(self.manifest.mpi, self.manifest.threads)
+        process.wait(0.1 if behind_launcher else 0.0)  # which hands the words on when it likes
+        if process.stderr.strip():
+            words = _line(last_line(process.stderr))
             raise ReportedError(
                 Cause.NONFINITE, f"all values are NaN; the program's last words: {words}"
             )
@@ -222,7 +226,7 @@ class WorkerDriver:
             if process is not None:
                 process.kill()
         finally:
-            self._shared, self._heard = None, ""
+            self._shared = None
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None

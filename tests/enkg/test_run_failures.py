@@ -190,3 +190,20 @@ def test_that_scalars_can_be_inverted():
 def test_that_longer_floats_are_understood():
     tree = enkg.run(experiment(simulator=lambda x: simulator(x).astype(np.longdouble)))
     assert np.isfinite(tree["posterior"]["temperature"]).all()
+
+
+def test_that_two_runs_do_not_share_a_directory(tmp_path):
+    inner = []
+
+    def simulate(x):
+        if not inner:
+            inner.append(True)
+            with pytest.raises(enkg.StoreError, match="another run is writing into"):
+                enkg.run(experiment(), tmp_path / "run", overwrite=True)
+        return simulator(x)
+
+    enkg.run(experiment(simulator=simulate), tmp_path / "run")
+    assert inner
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert not (tmp_path / "run" / ".lock").exists()
+    enkg.run(experiment(), tmp_path / "run", overwrite=True)

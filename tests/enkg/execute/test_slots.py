@@ -161,7 +161,7 @@ def test_that_hopeless_batches_are_given_up():
     result = Slots([Doubling(act)], policy).evaluate(members(100))
     assert len(calls) < 15
     causes = {f.cause for f in result.failures if f}
-    assert causes == {Cause.EXIT, Cause.CUT}
+    assert causes == {Cause.EXIT, Cause.UNFINISHED}
     assert result.failures[0] is None
 
 
@@ -169,8 +169,34 @@ def test_that_all_failing_is_one_error_with_the_first_reason():
     def act(x, job):
         raise MemberFailed(Cause.EXIT, "1: no license")
 
-    with pytest.raises(enkg.EnsembleFailure, match=r"all 5 members; first: exit code: 1: no lic"):
+    with pytest.raises(
+        enkg.EnsembleFailure,
+        match=r"all 3 members that were tried, of 5; first: exit code: 1: no lic",
+    ):
         Slots([Doubling(act)], FailurePolicy()).evaluate(members(5))
+
+
+def test_that_the_true_cause_is_told_before_what_was_given_up():
+    def act(x, job):
+        if of(x) in (1, 4):
+            raise MemberFailed(Cause.REPORTED, "too wet")
+
+    policy = FailurePolicy(minimum_success=1.0)
+    result = Slots([Doubling(act)], policy).evaluate(members(6))
+    assert result.failures[1] == enkg.Failure(Cause.REPORTED, "too wet")
+    assert {f.cause for f in result.failures[2:] if f} == {Cause.UNFINISHED}
+
+
+def test_that_the_start_of_a_program_makes_no_straggler():
+    class Starting(Doubling):
+        since: float | None = None
+
+    def act(x, job):
+        time.sleep(0.7 if of(x) == 5 else 0.01)  # the program is started anew
+
+    policy = FailurePolicy(straggler=2, retries=0)
+    result = Slots([Starting(act)], policy).evaluate(members(6))
+    assert result.failures == (None,) * 6
 
 
 def test_that_a_mistake_ends_the_batch_and_what_still_runs():
