@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,15 @@ import psutil
 import pytest
 
 import enkg
-from tests.enkg.execute.linear import MEMBERS, build, experiment, left_running
+from enkg.execute import opened
+from tests.enkg.execute.linear import (
+    MANIFEST,
+    MEMBERS,
+    STUBS,
+    build,
+    experiment,
+    left_running,
+)
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +193,65 @@ def test_that_a_worker_killed_from_outside_is_started_again(folder):
             result = evaluator.evaluate(x, kill)
             assert result.failures == (None,) * len(x)
     assert killed
+
+
+TALKER = """
+import os, signal, sys
+import numpy as np
+from enkg_worker import serve
+
+def simulate(x):
+    if x[0] == 1:
+        print("warning: negative depth", file=sys.stderr, flush=True)
+        return np.full(3, np.nan)
+    if x[0] == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return x[:3]
+
+serve(simulate)
+"""
+
+
+def test_that_a_member_is_not_blamed_with_the_words_of_another(tmp_path):
+    shutil.copy(STUBS / "python" / "enkg_worker.py", tmp_path)
+    (tmp_path / "talker.py").write_text(TALKER)
+    (tmp_path / "simulator.toml").write_text(
+        MANIFEST.replace('[worker]\ncommand = ["./faulty"]', '[worker]\ncommand = ["python", "x"]')
+        .replace('"x"', '"{folder}/talker.py"')
+        .replace('[oneshot]\ncommand = ["./faulty", "{input}", "{output}"]\n', "")
+    )
+    x = np.zeros((5, 4))
+    x[[1, 3], 0] = 1, 2
+    with opened(enkg.Program(tmp_path, slots=1), enkg.FailurePolicy(retries=0)) as evaluator:
+        failures = evaluator.evaluate(x).failures
+    assert [failure is None for failure in failures] == [True, False, True, False, True]
+    assert "last words: warning: negative depth" in str(failures[1])
+    assert str(failures[3]).startswith("signal: SIGSEGV")
+    assert "depth" not in str(failures[3])
+
+
+def test_that_sigterm_ends_a_run_of_the_command_line_in_order(folder, tmp_path):
+    (tmp_path / "stuck.py").write_text(
+        "import enkg\nfrom tests.enkg.execute.linear import experiment as made\n"
+        f"experiment = made(enkg.Program({str(folder)!r}, slots=2, mode='oneshot'))\n"
+    )
+    env = os.environ | {"FAULT": "hang", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-m", "enkg", "run", str(tmp_path / "stuck.py"), "--out"]
+    run = subprocess.Popen(
+        [*command, str(tmp_path / "run")],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        until(lambda: len(left_running(str(folder / "faulty"))) >= 2)
+        run.terminate()
+        _, words = run.communicate(timeout=60)
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == 143
+    assert b"stopped by SIGTERM; the run is not finished" in words
+    assert left_running(str(folder / "faulty")) == []
+    assert not list(Path("/dev/shm").glob(f"enkg-*-{run.pid}-*"))
+    assert "stopped from outside" in (tmp_path / "run" / "log.txt").read_text()
