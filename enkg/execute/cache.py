@@ -22,6 +22,7 @@ from numpy import ndarray
 from enkg.errors import EnsembleFailure, InputError
 from enkg.execute.function import opened
 from enkg.execute.identity import identity_of
+from enkg.execute.slots import Slots
 from enkg.failure import Failure, FailurePolicy
 from enkg.simulator import Evaluator, Progress, Result
 
@@ -109,26 +110,38 @@ class _Evaluator:
         missing = [j for key, j in first.items() if key not in known]
         again = [] if self.trust.gained else [first[key] for key in known][:1]
         log.info("cache: %d of %d members found", len(x) - len(missing), len(x))
-        if known and not missing and not again:
+        done, calls, failures = len(x) - len(missing), 0, dict[str, Failure | None]()
+        if again:  # before anything new stands beside what may be out of date
+            answer = self._asked(x[again], True, lambda count, _: None)
+            calls += answer.calls
+            if answer.failures[0] is None:
+                self._compare(known[keys[again[0]]], answer.y[0])
+        if known and not missing:
             if progress is not None:
                 progress(len(x), len(x))
-            return self._joined(keys, known, {}, 0, ())
-        done = len(x) - len(missing)
+            return self._joined(keys, known, {}, calls, ())
 
         def simulated(count: int, _: int) -> None:
             if progress is not None:
                 progress(min(len(x), done + count), len(x))
 
-        answers = self._asked(x[missing + again], bool(known), simulated)
-        failures: dict[str, Failure | None] = {}
-        for j, row, failure in zip(missing, answers.y, answers.failures, strict=False):
-            failures[keys[j]] = failure
-            if failure is None:
+        kept: set[int] = set()
+
+        def keep(j: int, row: ndarray) -> None:
+            kept.add(j)
+            self.store.write(keys[missing[j]], row)
+
+        slots = getattr(self.inner, "slots", self.inner)
+        if isinstance(slots, Slots):  # what is paid for is kept at once, should we be killed
+            slots.announce = keep
+        answers = self._asked(x[missing], bool(known), simulated)
+        for k, (j, row) in enumerate(zip(missing, answers.y, strict=True)):
+            failures[keys[j]] = answers.failures[k]
+            if answers.failures[k] is None:
                 known[keys[j]] = row
-                self.store.write(keys[j], row)
-        if again and answers.failures[-1] is None:
-            self._compare(known[keys[again[0]]], answers.y[-1])
-        return self._joined(keys, known, failures, answers.calls, answers.y.shape[1:])
+                if k not in kept:
+                    keep(k, row)
+        return self._joined(keys, known, failures, calls + answers.calls, answers.y.shape[1:])
 
     def _key(self, row: ndarray) -> str:
         row = np.ascontiguousarray(row)

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
@@ -90,6 +90,8 @@ class Slots:
         self.timeout = timeout if policy.timeout is None else policy.timeout
         self.minimum, self.maximum = minimum, maximum
         self._threads = ThreadPoolExecutor(len(self.drivers), thread_name_prefix="slot")
+        self.announce: Callable[[int, ndarray], None] | None = None
+        """Told of each answer as it comes, with its place in the batch; by the slots' threads."""
         self._batches = 0
         self._work: _Work | None = None
 
@@ -278,6 +280,8 @@ class _Work:
             self.y = self.y.astype(np.result_type(self.y, row))
         self.y[j] = row
         self.answered[j] = True
+        if self.slots.announce is not None:
+            self.slots.announce(j, row)
         return None
 
     def _unsound(self, row: ndarray) -> Failure | None:

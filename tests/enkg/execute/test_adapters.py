@@ -224,3 +224,20 @@ def test_that_interrupted_batches_return_soon(program):
     with opened(enkg.Program(program, slots=2)) as evaluator, pytest.raises(KeyboardInterrupt):
         evaluator.evaluate(np.ones((500, 4)), pressed)
     assert time.monotonic() - begin < 20
+
+
+def test_that_what_is_paid_for_is_cached_before_the_batch_is_over(program, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 4))
+
+    def pressed(done, total):
+        raise KeyboardInterrupt
+
+    simulator = enkg.Cached(enkg.Program(program, slots=1), tmp_path / "cache")
+    with opened(simulator) as evaluator, pytest.raises(KeyboardInterrupt):
+        evaluator.evaluate(x, pressed)
+    kept = len(list((tmp_path / "cache").rglob("*.npy")))
+    assert kept > 0
+    with opened(simulator) as evaluator:
+        result = evaluator.evaluate(x)
+    np.testing.assert_array_equal(result.y, simulate_all(x))
+    assert result.calls == len(x) - kept + 1  # one is simulated again, to be sure

@@ -53,7 +53,7 @@ def test_that_members_are_simulated_once_and_in_their_order(tmp_path):
     result = cached.evaluate(batch(3, 5, 1, 4))
     np.testing.assert_array_equal(result.y, 2 * batch(3, 5, 1, 4))
     assert result.failures == (None,) * 4
-    assert inner.asked[3:] == [5, 4, 3]  # the last one is the check
+    assert inner.asked[3:] == [3, 5, 4]  # the first one is the check
     assert result.calls == 3
     result = cached.evaluate(batch(5, 4, 3, 2, 1))
     np.testing.assert_array_equal(result.y, 2 * batch(5, 4, 3, 2, 1))
