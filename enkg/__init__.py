@@ -6,7 +6,7 @@
 Start with `Experiment` and `run`; `enkg --help` lists what the command line does.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from enkg.errors import EnkgError, EnsembleFailure, InputError, StoreError
 from enkg.execute import Cached, Function, Pool, Program, UMBridge

@@ -47,7 +47,8 @@ class Pool:
     chunk: rows of a call, for functions of a batch; every call has exactly this many, the last one
     filled up by repeating. to: makes the array that f wants, as for `Function`.
 
-    Costs some 0.5 s to start a process, beside the import of the file of f, and 0.2 ms a call.
+    Costs some 0.5 s to start a process, beside the import of the file of f; a call of
+    128 x 128 numbers to as many, 0.3 ms.
     """
 
     f: Callable[[Any], Any]

@@ -285,14 +285,16 @@ class _Work:
         return None
 
     def _unsound(self, row: ndarray) -> Failure | None:
-        finite = row[np.isfinite(row)]
-        if not finite.size:
-            return Failure(Cause.NONFINITE, "all values are NaN or infinite")
+        finite = np.isfinite(row)
+        if not finite.all():
+            row = row[finite]
+            if not row.size:
+                return Failure(Cause.NONFINITE, "all values are NaN or infinite")
         low, high = self.slots.minimum, self.slots.maximum
-        if low is not None and finite.min() < low:
-            return Failure(Cause.RANGE, f"{finite.min():g} is below the minimum, {low:g}")
-        if high is not None and finite.max() > high:
-            return Failure(Cause.RANGE, f"{finite.max():g} is above the maximum, {high:g}")
+        if low is not None and row.min() < low:
+            return Failure(Cause.RANGE, f"{row.min():g} is below the minimum, {low:g}")
+        if high is not None and row.max() > high:
+            return Failure(Cause.RANGE, f"{row.max():g} is above the maximum, {high:g}")
         return None
 
     def _failed(self, task: _Task, failure: Failure) -> None:

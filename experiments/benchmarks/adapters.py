@@ -3,8 +3,9 @@
     python experiments/benchmarks/adapters.py
 
 The simulator copies a field of 128 x 128 float64 numbers, so that all of the time is overhead. One
-call: the median over batches of one member. In a batch: the time of a batch, divided by its
-members, with one slot. Needs a C compiler; the rows of MPI and UM-Bridge need their extras.
+call: the median over calls of the adapter's driver, without the queue of members. In a batch: the
+time of a batch, divided by its members, with one slot: queue, checks, and the memory that the
+answers of the ensemble take. Needs a C compiler; the rows of MPI and UM-Bridge need their extras.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 
 import enkg
 from enkg.execute.function import opened
+from enkg.execute.slots import Job, Slots
 
 STUBS = Path(enkg.__file__).parent / "stubs"
 
@@ -81,11 +83,15 @@ def measure(simulator: Any, x: np.ndarray, seconds: float) -> tuple[float, float
     """Seconds of one call, median and tenth percentile, and of a call in a batch."""
     with opened(simulator) as evaluator:
         evaluator.evaluate(x[:1])
+        slots = getattr(evaluator, "slots", evaluator)
         times: list[float] = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(times) < 5:
             begin = time.perf_counter()
-            evaluator.evaluate(x[:1])
+            if isinstance(slots, Slots):
+                slots.drivers[0].call(x[:1], Job(0, 0, len(times)), 60.0)
+            else:
+                evaluator.evaluate(x[:1])
             times.append(time.perf_counter() - begin)
         count = max(2, min(len(x), int(seconds / np.median(times))))
         begin = time.perf_counter()

@@ -243,6 +243,14 @@ def test_that_a_check_that_fails_to_run_is_made_up_for_later(tmp_path):
         cached(batch(1, 2))
 
 
+def test_that_the_check_writes_nothing_under_another_members_name(tmp_path):
+    x = [row[:, 0] for row in (batch(1, 2, 3), batch(4, 3), batch(1, 2, 3, 4))]
+    with Cached(Pool(m.double, processes=1), tmp_path).opened(FailurePolicy(), None) as cached:
+        for rows in x:
+            np.testing.assert_array_equal(cached.evaluate(rows).y, 2 * rows)
+    assert len(files(tmp_path)) == 4
+
+
 # --- the directory ---------------------------------------------------------------------------
 
 

@@ -6,9 +6,10 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 import enkg
+from enkg.execute import pool_executor
 from enkg.execute.pool import Pool
 from enkg.failure import Cause, Failure, FailurePolicy
 from tests.enkg.execute import members as m
@@ -74,6 +76,32 @@ def test_that_a_crash_in_an_executor_that_can_be_made_anew_costs_one_member(make
         assert 9 < result.calls <= 12
         y = batch(4)
         agrees(pool.evaluate(y), y, {})
+
+
+class Deaf(Executor):
+    """Like Python's own when a process of it dies as it starts: it waits for the dead."""
+
+    def __init__(self):
+        process = get_context("spawn").Process(target=os._exit, args=(9,))
+        process.start()
+        process.join()
+        self._max_workers, self._processes = 2, {process.pid: process}
+        self.first = True
+
+    def submit(self, f, /, *given, **_):
+        future: Future = Future()
+        if self.first:  # the trial
+            future.set_result(f(*given))
+        self.first = False
+        return future
+
+
+def test_that_an_executor_that_waits_for_the_dead_counts_as_broken(monkeypatch):
+    monkeypatch.setattr(pool_executor, "WATCH", 0.1)
+    made = iter([Deaf(), ThreadPoolExecutor(2)])
+    x = batch(4)
+    with Pool(m.double, executor=lambda: next(made)).opened(NO_RETRY, None) as pool:
+        agrees(pool.evaluate(x), x, {})
 
 
 def test_that_a_users_executor_that_broke_says_how_to_go_on():
