@@ -7,16 +7,20 @@ since the class of an exception may not be known where it arrives.
 
 import contextlib
 import functools
+import importlib
 import importlib.abc
 import importlib.util
+import io
 import logging
 import multiprocessing.spawn
+import operator
 import os
 import pickle
 import sys
 import threading
 import time
 import traceback
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +84,7 @@ def refuse_in_worker() -> None:
 def pack(function: Function) -> Parcel:
     """For a process on this machine. Raises InputError for what has no name to be imported by."""
     try:
-        data = pickle.dumps(function)
+        data = _pickled(function)
     except Exception as error:  # objects may raise anything here
         raise InputError(
             f"{_name(function.f)} cannot be sent to another process: {error}. Define it by def at "
@@ -100,13 +104,37 @@ def pack_for(executor: Any, function: Function) -> Parcel:
     if isinstance(executor, ThreadPoolExecutor):
         return Parcel(whole=function)
     with contextlib.suppress(Exception):  # objects may raise anything here
-        if b"__main__" not in (data := pickle.dumps(function)):
+        if b"__main__" not in (data := _pickled(function)):
             return Parcel(data, *_places())
     with contextlib.suppress(Exception):  # nor need it be installed
         import cloudpickle
 
         return Parcel(cloudpickle.dumps(function), *_places())
     return Parcel(whole=function)
+
+
+class _Pickler(pickle.Pickler):
+    """Sends by name whatever has one, such as a function compiled by jax or numba."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+            return NotImplemented  # pickle does so itself
+        name = (getattr(obj, "__module__", None), getattr(obj, "__qualname__", None))
+        try:
+            found = _named(*name)
+        except (ImportError, AttributeError, TypeError):
+            return NotImplemented
+        return (_named, name) if found is obj else NotImplemented
+
+
+def _named(module: Any, name: Any) -> Any:
+    return operator.attrgetter(name)(sys.modules.get(module) or importlib.import_module(module))
+
+
+def _pickled(function: Function) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(function)
+    return buffer.getvalue()
 
 
 def _places() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:

@@ -112,14 +112,15 @@ class Pool:
         shop = Shop(self.executor, self.function, self.processes)
         try:
             shop.probe()
-            if not (shop.marked or shop.width_known) and (policy.timeout or policy.straggler):
+            timed = bool(policy.timeout or policy.straggler)
+            if timed and not (shop.marked or shop.width_known):
                 raise InputError(
                     "a time limit needs to know how many calls the executor runs at once; say so "
                     "by Pool(f, executor=..., processes=...)"
                 )
             shared = Opened()
             slots = Slots(
-                [ExecutorDriver(shop, shared) for _ in range(shop.width)],
+                [ExecutorDriver(shop, shared, timed) for _ in range(shop.width)],
                 policy,
                 batch=self.chunk,
             )

@@ -225,15 +225,16 @@ class Shop:
 
 
 class ExecutorDriver:
-    """See `enkg.execute.slots.Driver`."""
+    """See `enkg.execute.slots.Driver`. timed: it matters when a call begins."""
 
-    def __init__(self, shop: Shop, opened: Opened) -> None:
-        self.shop, self.opened = shop, opened
+    def __init__(self, shop: Shop, opened: Opened, timed: bool) -> None:
+        self.shop, self.opened, self.timed = shop, opened, timed
+        self.since: float | None = None
         self._ended = False
         self._news = threading.Event()
 
     def call(self, x: ndarray, job: Job, timeout: float | None) -> ndarray:
-        self._ended = False
+        self._ended, self.since = False, None
         shop, member = self.shop, (job.batch, job.member)
         alone = member in shop.killers
         for turn in itertools.count():
@@ -296,9 +297,10 @@ class ExecutorDriver:
                 mark.unlink(missing_ok=True)
 
     def _await(self, life: _Life, future: Future, timeout: float | None, mark: Path) -> None:
-        self._news.clear()
-        future.add_done_callback(lambda _: self._news.set())
-        handed, begin, bereft = time.monotonic(), None, False
+        news = self._news = threading.Event()  # its own: a call given up may end at any time
+        future.add_done_callback(lambda _: news.set())
+        self.since, bereft = None, False
+        handed = time.monotonic()
         look = handed + WATCH
         try:
             while not future.done():
@@ -308,21 +310,22 @@ class ExecutorDriver:
                     if bereft:  # and that long after
                         raise _Overlooked("one of its processes died")
                     bereft, look = life.bereft(), now + WATCH
-                left = WATCH
-                if timeout is not None:
-                    if begin is None and self.shop.begun(mark, future, now - handed):
-                        begin = now
-                    left = GLANCE if begin is None else begin + timeout - now
+                if self.since is None and self.timed:
+                    begun = self.shop.begun(mark, future, now - handed)
+                    self.since = now if begun else None
+                left = GLANCE if self.since is None and self.timed else WATCH
+                if timeout is not None and self.since is not None:
+                    left = min(left, self.since + timeout - now)
                     if left <= 0:
                         raise MemberFailed(
                             Cause.TIMEOUT,
                             f"ran longer than {timeout:g} s; the executor may run it on",
                         )
-                self._news.wait(min(left, WATCH))
+                news.wait(left)
         except _Overlooked:
             raise
         except BaseException:
-            self.shop.given_up(life, future, begin is not None or mark.exists())
+            self.shop.given_up(life, future, self.since is not None or mark.exists())
             raise
 
     def _go_on(self) -> None:

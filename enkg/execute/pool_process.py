@@ -52,14 +52,16 @@ class ProcessDriver:
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()  # held while the next three change
         self._calling = self._interrupted = False
+        self.since: float | None = None
         self._wake: Callable[[], None] | None = None
 
     def call(self, x: ndarray, job: Job, timeout: float | None) -> ndarray:
         with self._lock:
-            self._calling, self._interrupted = True, False
+            self._calling, self._interrupted, self.since = True, False, None
         try:
             process, wire = self._running()
             limit = _Limit(timeout)
+            self.since = time.monotonic()
             _send(wire, (list(x.shape), x.dtype.str), x, self._patience(process, limit))
             found = self._answer(process, wire, limit)
         except BaseException:  # the process can be anywhere
