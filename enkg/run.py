@@ -18,6 +18,7 @@ from torch import Tensor
 from enkg import ensemble, report, results, store
 from enkg.errors import InputError
 from enkg.execute import Cached, opened
+from enkg.execute.parcel import refuse_in_worker
 from enkg.experiment import Experiment
 from enkg.forward import Forward
 from enkg.guidance import Guidance, Info, State
@@ -70,6 +71,7 @@ def run(
     Raises InputError for shapes that do not fit, EnsembleFailure when too few members survive,
     StoreError when the directory is in use.
     """
+    refuse_in_worker()  # a script without a guard, imported once more by a pool's process
     with store.claimed(directory):
         return _recorded(experiment, directory, overwrite, observer, source)
 

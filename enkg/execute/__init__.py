@@ -14,6 +14,7 @@ umbridge            models behind HTTP             http        the requests
 slots               the queue of members before all of these
 process             programs started and ended     environment what they find around them
   guard               ends them if enkg is killed  verdict     why they ended
+  printed             what they print              leftovers   what crashed MPI leaves behind
 cache               answers that were paid for     identity    whose they are
 """
 

@@ -22,10 +22,9 @@ from pathlib import Path
 
 from enkg.execute import guard, leftovers, verdict
 from enkg.execute.environment import environment
+from enkg.execute.printed import Printed
 from enkg.failure import Cause, Failure, MemberFailed
 
-KEPT = 65536
-"""Bytes kept from the start of an output, and from its end."""
 LEFT_BEHIND = 0.5
 """Seconds that processes get to end which a program left behind when it ended by itself."""
 
@@ -119,7 +118,7 @@ class Process:
             for fd in theirs:
                 os.close(fd)
         self.pid = self._popen.pid
-        self._outputs = {out: _Kept(), err: _Kept()}
+        self._outputs = {out: Printed(), err: Printed()}
         self._stdout, self._stderr = self._outputs[out], self._outputs[err]
         self._start_time = guard.started(self.pid) or 0.0
         guard.watch(self.pid, self._start_time, self._grace)
@@ -347,41 +346,6 @@ class Process:
                 os.close(fd)
             self._fds.clear()
             self._outputs = {}
-
-
-class _Kept:
-    """The first and the last bytes of a stream."""
-
-    def __init__(self) -> None:
-        self._first = bytearray()
-        self._last = bytearray()
-        self._dropped = 0
-
-    def clear(self) -> None:
-        if self._first:
-            self._first.clear()
-            self._last.clear()
-            self._dropped = 0
-
-    def add(self, data: bytes) -> None:
-        room = KEPT - len(self._first)
-        if room > 0:
-            self._first += data[:room]
-            data = data[room:]
-        self._last += data
-        if len(self._last) > 4 * KEPT:
-            self._trim()
-
-    def text(self) -> str:
-        self._trim()
-        gap = f"\n[{self._dropped} bytes left out]\n".encode() if self._dropped else b""
-        return (self._first + gap + self._last).decode(errors="replace")
-
-    def _trim(self) -> None:
-        extra = len(self._last) - KEPT
-        if extra > 0:
-            del self._last[:extra]
-            self._dropped += extra
 
 
 def _alarm(fds: list[int]) -> tuple[int, int]:

@@ -219,7 +219,7 @@ class _Work:
                 self.news.wait(GLANCE)
 
     def result(self) -> Result:
-        tried = [failure for failure in self.failures if failure is not None]
+        tried = [failure for failure in self.failures if failure not in (None, UNFINISHED)]
         for j in np.flatnonzero(~self.answered):
             self.failures[j] = self.failures[j] or UNFINISHED
         if self.y is None:
@@ -309,7 +309,7 @@ class _Work:
             self.queue.extend(_Task((j,), task.attempt) for j in task.rows)
             return
         elif self._again(task, failure):
-            wait = 0.2 * 4**task.attempt if failure.cause is Cause.LAUNCH else 0.0
+            wait = min(0.2 * 4**task.attempt, 60) if failure.cause is Cause.LAUNCH else 0.0
             self.queue.append(_Task(task.rows, task.attempt + 1, time.monotonic() + wait))
             return
         for j in task.rows:
