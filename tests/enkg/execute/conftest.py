@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from enkg.execute.process import Process
 from enkg.execute.worker import WorkerDriver
+from tests.enkg.execute.processes import living
 from tests.enkg.execute.stub_programs import STUBS, compiled
 
 
@@ -74,3 +76,21 @@ def build(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """The mark of one test's programs; nothing may be left of them."""
+    yield tmp_path
+    left = living(tmp_path)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+@pytest.fixture
+def no_descriptor_left():
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    # The guard's pipe may be new.
+    assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enkg.execute.environment import environment
 from enkg.execute.manifest import Environment
-from enkg.execute.process import Process
+from enkg.execute.process import Process, Wake
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 MARK = "TEST_MARK"
@@ -101,3 +101,8 @@ def become(condition, seconds=10.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def ended(process: Process) -> Process:
+    assert process.wait(20) is Wake.EXIT
+    return process

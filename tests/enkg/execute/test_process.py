@@ -8,34 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from enkg.execute.process import Process, Wake
+from enkg.execute.process import Wake
 from enkg.failure import Cause
-from tests.enkg.execute.processes import DAEMON, DEAF, become, living, start
+from tests.enkg.execute.processes import DAEMON, DEAF, become, ended, living, start
 
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks into /proc")
-
-
-@pytest.fixture
-def mark(tmp_path):
-    """The mark of one test's programs; nothing may be left of them."""
-    yield tmp_path
-    left = living(tmp_path)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_is_left():
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    # The guard's pipe may be new.
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
-
-
-def ended(process: Process) -> Process:
-    assert process.wait(20) is Wake.EXIT
-    return process
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks into /proc"),
+    pytest.mark.usefixtures("no_descriptor_left"),
+]
 
 
 def test_that_a_program_that_succeeds_has_no_failure(mark):
