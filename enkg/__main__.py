@@ -1,30 +1,35 @@
-"""The command line: enkg run, check, new, serve, list, show, export."""
+"""The command line: enkg run, resume, submit, status, check, new, serve, list, show, export."""
 
 import dataclasses
 import inspect
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, chdir, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import tyro
 from rich.console import Console
 from rich.table import Table as Grid
 
 import enkg
-from enkg import findings, report, serve, store
+from enkg import findings, report, serve, slurm, status, stop, store
 from enkg.check import check
+from enkg.comm import ALONE, Comm, Kind, together, world
+from enkg.comm.mpi import Mpi
 from enkg.errors import EnkgError, InputError
+from enkg.execute import crew
+from enkg.execute.crew import Crew
 from enkg.experiment import Experiment
 from enkg.guidance import METHODS
 from enkg.load import discover, guarded, load, project_root
+from enkg.options import Check, Export, List, New, Resume, Run, Show, Status
 from enkg.progress import Watch, calls
 from enkg.run import run
-from enkg.scaffold import Language, new_simulator, next_steps
+from enkg.scaffold import new_simulator, next_steps
 from enkg.serve import Serve
+from enkg.slurm import Submit
 
 
 class Patient(Console):
@@ -39,91 +44,11 @@ console = Patient()
 CONFIG = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Run an experiment file and leave a run directory behind.
-
-    FILE defines `experiment`: an enkg.Experiment, or a function with typed arguments that returns
-    one. Every argument of the function and every field of the experiment can be given after FILE,
-    for instance --guidance.members 512 --seed 3; `enkg run FILE --help` lists them.
-    """
-
-    file: tyro.conf.Positional[Path]
-    """The experiment file."""
-    out: Path | None = None
-    """The run directory; runs/NAME-OF-FILE if not given."""
-    overwrite: bool = False
-    """Replace a run that is already there; its results are removed before the new run starts."""
-    guidance: str | None = None
-    """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
-    traceback: bool = False
-    """Show where an error arose."""
-
-
-@dataclasses.dataclass(frozen=True)
-class List:
-    """List the experiments, guidance methods, priors and simulators that enkg can see from here."""
-
-    root: tyro.conf.Positional[Path | None] = None
-    """The project to look at; the one around the working directory if not given."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Show:
-    """Print the numbers of a finished run and whether it can be trusted."""
-
-    directory: tyro.conf.Positional[Path]
-    """The run directory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Write all arrays of a finished run into one NetCDF file."""
-
-    directory: tyro.conf.Positional[Path]
-    """The run directory."""
-    netcdf: Path
-    """The file to write."""
-    overwrite: bool = False
-    """Replace the file if it exists."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Try a few prior draws on the simulator of an experiment, before the whole run.
-
-    Says whether the same input gives the same output, whether a member's answer depends on its
-    neighbours, how failures look, what a call takes, what the run will cost, and what to change.
-    Ends with exit code 1 if the simulator is not sound. Takes the same arguments after FILE as
-    `enkg run`.
-    """
-
-    file: tyro.conf.Positional[Path]
-    """The experiment file."""
-    draws: int = 4
-    """Prior draws to try; the check costs three calls for each and three more."""
-    guidance: str | None = None
-    """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
-    traceback: bool = False
-    """Show where an error arose."""
-
-
-@dataclasses.dataclass(frozen=True)
-class New:
-    """Write a simulator that works, to be filled with your own code."""
-
-    kind: tyro.conf.Positional[Literal["simulator"]]
-    """What to write."""
-    name: tyro.conf.Positional[str]
-    """Its name: small letters, digits and _."""
-    language: Language = "python"
-    """The language of the program."""
-    folder: Path | None = None
-    """Where to put it; simulators/ if that is here, else the working directory."""
-
-
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Resume, tyro.conf.subcommand("resume")]
+    | Annotated[Submit, tyro.conf.subcommand("submit")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[New, tyro.conf.subcommand("new")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
@@ -133,51 +58,47 @@ Command = (
 )
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send it: everything is ended as by Ctrl-C."""
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
-
-
-Options = TypeVar("Options", Run, Check)
+Options = TypeVar("Options", Run, Check, Submit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 an error that the message explains, 2 usage."""
+    """Entry point; returns the exit code.
+
+    0 done, 1 an error that the message explains, 2 usage, 75 stopped and `enkg resume` goes on, 130
+    stopped by Ctrl-C, 143 ended by SIGTERM where there is nothing to go on with.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given in ([], ["-h"]):
         given = ["--help"]
     if given == ["--version"]:
         console.print(f"enkg {enkg.__version__}", highlight=False)
         return 0
-    before = signal.signal(signal.SIGTERM, _terminate)
+    command = given[0]
+    whole = {"run": _run, "check": _check, "submit": _submit}
     try:
-        if given[0] == "run":
-            return _run(given[1:])
-        if given[0] == "check":
-            return _check(given[1:])
-        command = tyro.cli(
-            Command,  # type: ignore[arg-type]
-            args=given,
-            prog="enkg",
-            description="Invert black-box simulators with diffusion priors.",
-        )
-        commands = {List: _list, Show: _show, Export: _export, New: _new, Serve: _serve}
-        return commands[type(command)](command)
+        with stop.signals():
+            if command in whole:
+                return whole[command](given[1:])
+            chosen = tyro.cli(
+                Command,  # type: ignore[arg-type]
+                args=given,
+                prog="enkg",
+                description="Invert black-box simulators with diffusion priors.",
+            )
+            return COMMANDS[type(chosen)](chosen)
     except EnkgError as error:
         return _complain(error, "--traceback" in given)
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as error:
-        by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("the keyboard", 130)
-        left = "; the run is not finished" if given[0] == "run" else ""
-        Console(stderr=True).print(f"stopped by {by}{left}", highlight=False)
+        runs = command in ("run", "resume")
+        by, code = "stopped by the keyboard", 130
+        if isinstance(error, stop.Stopped):
+            by, code = str(error), error.code if runs else stop.AT_ONCE
+        left = "; the run is not finished: enkg resume goes on with it" if runs else ""
+        Console(stderr=True).print(f"{by}{left}", highlight=False, soft_wrap=True)
         return code
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(error: EnkgError, traceback: bool) -> int:
@@ -190,23 +111,105 @@ def _complain(error: EnkgError, traceback: bool) -> int:
 
 
 def _run(given: list[str]) -> int:
-    options, experiment = _experiment(Run, "run", given)
-    out = options.out or Path("runs") / options.file.stem
-    tree = run(
+    with _ranks(_kind(given)) as comm:
+        options, experiment, rest = together(comm, lambda: _experiment(Run, "run", given))
+        out = options.out or Path("runs") / options.file.stem
+        return _inverted(options, experiment, out, comm, rest)
+
+
+def _resume(command: Resume) -> int:
+    out = command.directory.resolve()
+    record = store.recorded(out)
+    if record["source"] is None:
+        raise InputError(
+            f"{command.directory} was begun by a Python script, not by `enkg run`; go on with it "
+            "there: enkg.run(experiment, directory, resume=True)"
+        )
+    given = [record["source"], *record["arguments"]]
+    with _ranks(command.comm) as comm, chdir(record["folder"]):
+        _, experiment, rest = together(comm, lambda: _experiment(Run, "run", given))
+        options = dataclasses.replace(
+            Run(Path(record["source"]), resume=True),
+            **{f.name: getattr(command, f.name) for f in dataclasses.fields(command)[1:]},
+        )
+        return _inverted(options, experiment, out, comm, rest)
+
+
+@contextmanager
+def _ranks(kind: str) -> Iterator[Comm]:
+    """The ranks of a run; all but the first say nothing but what is theirs alone."""
+    comm = world(cast("Kind", kind if kind in get_args(Kind) else "auto"))
+    with ExitStack() as stack:
+        if comm.rank > 0:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            console.quiet = True
+        yield comm
+
+
+def _kind(given: list[str]) -> str:
+    """The value of --comm, which is needed before the rest of the line can be read."""
+    words = [word for given_word in given for word in given_word.split("=", 1)]
+    return words[words.index("--comm") + 1] if "--comm" in words[:-1] else "auto"
+
+
+def _inverted(options: Run, experiment: Experiment, out: Path, comm: Comm, rest: list[str]) -> int:
+    """Runs it and prints the numbers."""
+    if options.time_limit is not None:
+        stop.limit(options.time_limit)
+    hands = None
+    if options.controller:
+        hands = _crew(comm, experiment, out)
+        if hands is None:
+            return 0
+        experiment, comm = dataclasses.replace(experiment, simulator=hands), ALONE
+    run(
         experiment,
         out,
         overwrite=options.overwrite,
+        resume=options.resume,
+        force=options.force,
         observer=Watch(console),
         source=options.file,
+        arguments=[*(["--guidance", options.guidance] if options.guidance else []), *rest],
+        comm=comm,
     )
-    del tree
-    report.show(store.summary(out), console)
-    console.print(f"results in {out}/", highlight=False)
+    if comm.rank == 0:
+        report.show(store.summary(out), console)
+        console.print(f"results in {out}/", highlight=False)
+    if hands is not None and hands.stuck:  # MPI would wait for them for ever
+        hands.comm.Abort(0)
+    return 0
+
+
+def _crew(comm: Comm, experiment: Experiment, out: Path) -> Crew | None:
+    """The other ranks, for the first one. They themselves simulate here until it is done."""
+    if not isinstance(comm, Mpi):
+        raise InputError(
+            "--controller needs an MPI launcher: mpiexec -n 9 enkg run FILE --controller guides on "
+            "one rank and simulates on eight"
+        )
+    if comm.rank == 0:
+        return Crew(comm.duplicate(), experiment.simulator)
+    crew.serve(comm.duplicate(), experiment.simulator, experiment.failure, out / store.FAILED)
+    return None
+
+
+def _submit(given: list[str]) -> int:
+    options, _, rest = _experiment(Submit, "submit", given)
+    return slurm.submit(options, rest, console)
+
+
+def _status(command: Status) -> int:
+    if command.watch:
+        status.follow(command.directory, console)
+    else:
+        status.show(status.read(command.directory), console)
     return 0
 
 
 def _check(given: list[str]) -> int:
-    options, experiment = _experiment(Check, "check", given)
+    options, experiment, _ = _experiment(Check, "check", given)
     with calls(console) as progress:
         found = check(experiment, options.draws, progress)
     findings.show(found, console)
@@ -225,8 +228,10 @@ def _serve(command: Serve) -> int:
     return 0
 
 
-def _experiment(kind: type[Options], verb: str, given: list[str]) -> tuple[Options, Experiment]:
-    """The options of a command, and the experiment that the rest of the line describes."""
+def _experiment(
+    kind: type[Options], verb: str, given: list[str]
+) -> tuple[Options, Experiment, list[str]]:
+    """The options of a command, the experiment that the rest of the line describes, the rest."""
     wants_help = any(word in ("-h", "--help") for word in given)
     rest = [word for word in given if word not in ("-h", "--help")]
     if not rest:
@@ -236,11 +241,11 @@ def _experiment(kind: type[Options], verb: str, given: list[str]) -> tuple[Optio
     if wants_help:
         _print_help(lambda: tyro.cli(kind, args=["--help"], prog=f"enkg {verb}"))
         console.print(f"[bold]What {options.file} accepts besides[/]")
-    return options, _build(options, verb, found, rest, wants_help)
+    return options, _build(options, verb, found, rest, wants_help), rest
 
 
 def _build(
-    options: Run | Check,
+    options: Run | Check | Submit,
     verb: str,
     found: Experiment | Callable[..., Experiment],
     rest: list[str],
@@ -324,6 +329,16 @@ def _export(command: Export) -> int:
     console.print(f"wrote {file}", highlight=False)
     return 0
 
+
+COMMANDS: dict[type, Callable[[Any], int]] = {
+    Resume: _resume,
+    Status: _status,
+    List: _list,
+    Show: _show,
+    Export: _export,
+    New: _new,
+    Serve: _serve,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

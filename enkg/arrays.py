@@ -1,5 +1,6 @@
 """Arrays as users give them, as tensors that nobody else holds."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,4 +33,4 @@ def tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
 
 def rows(x: Tensor) -> Tensor:
     """Members as rows, (J, *X) to (J, d); a member may be a single number."""
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), math.prod(x.shape[1:]))  # -1 cannot be told where there are no members

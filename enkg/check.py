@@ -101,7 +101,7 @@ class _Trial:
         before = _own_memory()
         begin = perf_counter()
         with _Largest() as largest:
-            self.y, failures = self.forward.simulate(self.x)
+            self.y, failures, _ = self.forward.simulate(self.x)
         self.start_seconds = perf_counter() - begin
         if isinstance(self.experiment.simulator, Program | Pool):
             report.facts["memory"] = str(largest)
@@ -167,7 +167,7 @@ class _Trial:
     def again(self, report: Report) -> None:
         """The same batch once more."""
         begin = perf_counter()
-        y, _ = self.forward.simulate(self.x)
+        y, _, _ = self.forward.simulate(self.x)
         self.batch_seconds = perf_counter() - begin
         self._compare(
             report,

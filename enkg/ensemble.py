@@ -27,23 +27,28 @@ def cross_covariance(x: Tensor, y: Tensor) -> Tensor:
     return dx.T @ dy / (len(x) - 1)
 
 
+def variance(x: Tensor) -> Tensor:
+    """Unbiased variance over the members of each element of the unknown, shape X, float64."""
+    return x.double().var(dim=0, unbiased=True)
+
+
 def spread(x: Tensor) -> float:
     """Root-mean-square of the standard deviation over the elements of the unknown."""
-    return float(x.double().var(dim=0, unbiased=True).mean().sqrt())
+    return float(variance(x).mean().sqrt())
 
 
 def resample_dead(x: Tensor, survivors: Tensor, noise: Tensor) -> Tensor:
     """Replaces each dead member by a draw with the survivors' mean and covariance.
 
-    x: ensemble, shape (J, *X). survivors: bool, shape (J,). noise: standard normal numbers, shape
-    (J, J); row j is used for member j where it is dead. The draw is mean + sum_k z_k x'_k /
-    sqrt(G - 1) over the G survivors: one matrix product, no d x d covariance (Lopez-Gomez et al.
-    2022 sample failed members from the successful ones in the same spirit).
+    x: ensemble, shape (J, *X). survivors: bool, shape (J,), G of them true. noise: standard normal
+    numbers, shape (J - G, G). The draw is mean + sum_k z_k x'_k / sqrt(G - 1) over the survivors:
+    one matrix product, no d x d covariance (Lopez-Gomez et al. 2022 sample failed members from the
+    successful ones in the same spirit).
     """
     if bool(survivors.all()):
         return x
     good = x[survivors]
-    weights = noise[~survivors][:, survivors].to(x) / (len(good) - 1) ** 0.5
+    weights = noise.to(x) / (len(good) - 1) ** 0.5
     draws = good.mean(dim=0).flatten() + weights @ rows(anomalies(good))
     x = x.clone()
     x[~survivors] = draws.reshape(-1, *x.shape[1:])

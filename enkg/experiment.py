@@ -54,7 +54,9 @@ class Experiment:
     cache: Path | None = None
     """Folder of evaluated members: a call that was paid for once is never paid for again."""
     device: str = "cpu"
-    """Where the ensemble lives: cpu, cuda, cuda:1, ..."""
+    """Where the ensemble lives: cpu, cuda (one GPU for each rank of a node), cuda:1, ..."""
+    chunk: int | None = None
+    """Members that the prior handles at once; None takes 16 on a CPU, and what fits on a GPU."""
     double: bool = False
     """Keep the ensemble in float64 instead of float32."""
     analyse: Callable[[xr.DataTree, Path | None], Analysis] | None = None
@@ -78,6 +80,8 @@ class Experiment:
                 f"the simulator is a {type(self.simulator).__name__}; expected a function of a "
                 "batch, enkg.Function, enkg.Pool, enkg.Program or enkg.UMBridge"
             )
+        if self.chunk is not None and self.chunk < 1:
+            raise InputError(f"chunk is {self.chunk}; expected at least one member, or None")
         if self.predict is not None and self.predict < 1:
             raise InputError(f"predict is {self.predict}; expected at least one member, or None")
         check_names(self.unknown, self.prior.shape, self.data, self.observation.y.shape)

@@ -6,7 +6,10 @@ Counts the calls, the failures and their causes, and stops the run when too few 
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,31 +17,114 @@ from numpy import ndarray
 from torch import Tensor
 
 from enkg.arrays import rows
+from enkg.comm import ALONE, Comm, once, together
 from enkg.errors import EnsembleFailure, InputError
 from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure
-from enkg.simulator import Evaluator, Progress
+from enkg.ledger import Ledger
+from enkg.machine import threads
+from enkg.simulator import Evaluator, Judging, Progress, Result
 
 log = logging.getLogger("enkg")
 
 
-class Forward:
-    """Clean ensemble in prior units (J, *X) to data (J, *D); a failed member is a row of NaN."""
+@dataclass
+class Count:
+    """What a run has spent so far, of all ranks.
 
-    def __init__(self, experiment: Experiment, evaluator: Evaluator, progress: Progress) -> None:
+    batches: sweeps over the members. asked: members simulated. calls: simulator calls paid for,
+    repetitions included. failed: members without an answer, causes: why. seconds: of the slowest
+    rank, in the simulator.
+    """
+
+    batches: int = 0
+    asked: int = 0
+    calls: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    causes: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Count":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**values, "causes": Counter(values["causes"])})
+
+    def add(self, failures: Sequence[Failure | None], calls: int, seconds: float) -> None:
+        found = [failure for failure in failures if failure is not None]
+        self.batches += 1
+        self.asked += len(failures)
+        self.calls += calls
+        self.failed += len(found)
+        self.seconds += seconds
+        self.causes.update(str(failure.cause) for failure in found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Of one rank's members."""
+
+    y: ndarray
+    failures: list[Failure | None]
+    calls: int
+    seconds: float
+
+
+class Forward:
+    """Clean ensemble in prior units to the data of all members, (J, *D); a failed member is NaN.
+
+    Each rank simulates its own members, (J_r, *X), and gets the data of all.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        evaluator: Evaluator,
+        progress: Progress,
+        comm: Comm = ALONE,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.experiment, self.evaluator, self.progress = experiment, evaluator, progress
-        self.calls = self.failed = self.asked = 0
-        self.causes: Counter[str] = Counter()
-        self.seconds = 0.0
+        self.comm, self.ledger = comm, ledger
+        self.count = Count()
+        self.batch = 0
+        """Number of the sweep now simulated, from 0."""
+        self.elsewhere = 0
+        """Members that other ranks simulate."""
+        self.cores = torch.get_num_threads()
 
     def __call__(self, x0: Tensor) -> Tensor:
-        y, failures = self.simulate(x0)
-        y = self._judged(y, failures)
-        self._count(failures)
+        self.batch = self.count.batches
+        counts = self.comm.gather(len(x0))
+        first = sum(counts[: self.comm.rank])
+        self.elsewhere = sum(counts) - len(x0)
+        with threads(self.cores):
+            own = together(self.comm, lambda: self._own(x0, first))
+        others = self.comm.gather(replace(own, y=own.y[:0]))
+        y = self.comm.rows(torch.from_numpy(own.y)).numpy()
+        failures = once(self.comm, lambda: self._judged(y, [f for o in others for f in o.failures]))
+        self.count.add(failures, sum(o.calls for o in others), max(o.seconds for o in others))
+        once(self.comm, lambda: self._report(failures))
+        dead = [failure is not None for failure in failures]
+        y = np.where(self._mask | np.isfinite(y), y, 0.0).astype(y.dtype)
+        y[dead] = np.nan
         return torch.from_numpy(y).to(x0.device)
 
-    def simulate(self, x0: Tensor) -> tuple[ndarray, list[Failure | None]]:
-        """What came back, before any judgement but the shape's."""
+    def _own(self, x0: Tensor, first: int) -> "_Answers":
+        """What the simulator says of this rank's members. first: their place among all."""
+        blank = np.full((len(x0), *self.experiment.observation.y.shape), np.nan)
+        if not len(x0):
+            return _Answers(blank, [], 0, 0.0)
+        begin = perf_counter()
+        try:
+            y, failures, calls = self.simulate(x0, first)
+        except EnsembleFailure as error:  # other ranks may have done better
+            if self.comm.size == 1 or len(error.failures) != len(x0):
+                raise
+            y, failures, calls = blank, list(error.failures), error.calls
+        return _Answers(y, failures, calls, perf_counter() - begin)
+
+    def simulate(self, x0: Tensor, first: int = 0) -> tuple[ndarray, list[Failure | None], int]:
+        """Answers of this rank's members, why some have none, and the calls that were paid for."""
         x = self.experiment.units.to_simulator(x0)
         wild = int((~rows(x).isfinite().all(dim=1)).sum())
         if wild:
@@ -48,18 +134,24 @@ class Forward:
             )
         given = x.detach().cpu().numpy()
         given.setflags(write=False)
-        begin = perf_counter()
-        result = self.evaluator.evaluate(given, self.progress)
-        self.seconds += perf_counter() - begin
-        self.calls += result.calls
-        self.asked += len(x)
+        result = self._evaluated(given, first)
         if len(result.y) != len(x) or len(result.failures) != len(x):
             raise InputError(
                 f"{type(self.evaluator).__name__} was given {len(x)} members and returned "
                 f"{len(result.y)} rows and {len(result.failures)} failures; expected one each"
             )
         failures = list(result.failures)
-        return self._observed(result.y, failures), failures
+        return self._observed(result.y, failures), failures, result.calls
+
+    def _evaluated(self, x: ndarray, first: int) -> Result:
+        # A rank's adapter must not give up because too many of its own members failed: those of
+        # the other ranks may all have succeeded.
+        others = self.elsewhere, 0
+        if self.ledger is not None:
+            return self.ledger.evaluate(self.evaluator, x, self.batch, first, self.progress, others)
+        if isinstance(self.evaluator, Judging):
+            self.evaluator.others = others
+        return self.evaluator.evaluate(x, self.progress)
 
     def _observed(self, y: ndarray, failures: list[Failure | None]) -> ndarray:
         """Data as the instrument gives them, shape (J, *D)."""
@@ -83,22 +175,22 @@ class Forward:
             )
         return y
 
-    def _judged(self, y: ndarray, failures: list[Failure | None]) -> ndarray:
-        """Checked data: a failed member is NaN throughout, of the others, masked NaN is 0."""
-        mask = self.experiment.observation.mask.numpy()
-        finite = np.isfinite(y[:, mask]).all(axis=1)
+    @property
+    def _mask(self) -> ndarray:
+        return self.experiment.observation.mask.numpy()
+
+    def _judged(self, y: ndarray, failures: list[Failure | None]) -> list[Failure | None]:
+        """The failures, with those that only the data of all members show."""
+        finite = np.isfinite(y[:, self._mask]).all(axis=1)
         for j in np.flatnonzero(~finite):
             failures[j] = failures[j] or Failure(Cause.NONFINITE, "some data are NaN or infinite")
-        y = np.where(mask | np.isfinite(y), y, 0.0).astype(y.dtype)
         living = np.array([failure is None for failure in failures])
         for j, ratio in self._blown_up(y, living):
             failures[j] = Failure(
                 Cause.OUTLIER,
                 f"its data lie {ratio:.1g} times the median distance from the median member",
             )
-            living[j] = False
-        y[~living] = np.nan
-        return y
+        return failures
 
     def _blown_up(self, y: ndarray, living: ndarray) -> list[tuple[int, float]]:
         """Finite members far outside of all others; one of them would drown every statistic."""
@@ -113,12 +205,10 @@ class Forward:
         ratio = distance / max(typical, 1e-6 * math.sqrt(whole.shape[1]))  # 1e-6 of the noise
         return [(int(index[k]), float(ratio[k])) for k in np.flatnonzero(~(ratio <= limit))]
 
-    def _count(self, failures: list[Failure | None]) -> None:
-        """Into the log and the totals; raises EnsembleFailure where too few survive."""
+    def _report(self, failures: list[Failure | None]) -> None:
+        """Into the log; raises EnsembleFailure where too few survive."""
         count, policy = len(failures), self.experiment.failure
         found = [failure for failure in failures if failure is not None]
-        self.failed += len(found)
-        self.causes.update(str(failure.cause) for failure in found)
         by_cause = Counter(f.cause for f in found).most_common()
         by_cause.sort(key=lambda item: item[0] is Cause.UNFINISHED)  # the true causes first
         first = {f.cause: f.text for f in reversed(found)}

@@ -75,6 +75,16 @@ class White(Protocol):
         ...
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """A prior that computes in chunks, and is told which of all members come first on this rank.
+
+    So each member has the same place in its chunk, and the same last bits, on any number of ranks.
+    """
+
+    first: int
+
+
 @dataclass(frozen=True, eq=False)
 class Gaussian:
     """N(mean, T^-1 diag(variance) T) with an orthonormal transform T.

@@ -18,6 +18,9 @@ from enkg.failure import Failure, FailurePolicy
 Progress = Callable[[int, int], None]
 """Called with (members done, members in all) while a batch runs."""
 
+Announce = Callable[[int, ndarray | None, Failure | None, int], None]
+"""Called with (place in the batch, answer, why there is none, calls spent) of a settled member."""
+
 
 @runtime_checkable
 class Simulator(Protocol):
@@ -63,3 +66,25 @@ class Opening(Protocol):
         folder: where the files of failed members may be kept; None keeps nothing.
         """
         ...
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """An evaluator that tells of each member of a batch as soon as it is settled.
+
+    announce: told, from any thread and before `evaluate` returns, of each answer and each final
+    failure; not of members that were left unfinished. All bundled evaluators fulfil this.
+    """
+
+    announce: Announce | None
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """An evaluator that gives a batch up once too few of its members can succeed.
+
+    others: how many members of the same batch, which it is not given, have (answered, failed).
+    They count as if they were in its batch.
+    """
+
+    others: tuple[int, int]

@@ -6,6 +6,9 @@
                       where it is known, truth
     figures/*.png     pictures
     failed/           files of members whose program failed, if there were any
+    progress.json     while it runs: how far it is (`enkg.beat`); log-3.txt: what rank 3 has to say
+    checkpoint/, first/, answers/
+                      while it is unfinished: all that was paid for (`enkg.journal`)
     summary.json      the numbers; written once the arrays are complete, and again with the tables
                       of the experiment's own analysis. A directory without it is no finished run
 
@@ -40,6 +43,11 @@ from enkg.errors import StoreError
 log = logging.getLogger("enkg")
 
 LOCK = ".lock"
+FREE = ("device", "failure", "cache", "analyse", "simulator")
+"""Fields of an experiment that may change while it is unfinished; what the simulator's answers
+depend on is recorded for itself."""
+CHECKPOINT, FIRST, ANSWERS = "checkpoint", "first", "answers"
+LOG_OF_RANK = "log-{}.txt"
 RECORD, LOG, TREE, SUMMARY, FIGURES, FAILED = (
     "experiment.json",
     "log.txt",
@@ -80,9 +88,10 @@ def claimed(directory: str | Path | None) -> Iterator[None]:
 
 
 def create(directory: Path, overwrite: bool) -> Path:
-    """Makes a run directory; refuses one that holds results unless told to overwrite them.
+    """Makes a run directory; refuses one that holds results, or anything that was paid for, unless
+    told to overwrite it.
 
-    A run that left no results, because it stopped early, is replaced without being told.
+    A run that stopped before its first simulator call is replaced without being told.
     """
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; a run needs a directory")
@@ -96,15 +105,66 @@ def create(directory: Path, overwrite: bool) -> Path:
             raise StoreError(
                 f"{directory} holds {state}; give another --out, or --overwrite to replace it"
             )
+        if not overwrite and is_unfinished(directory):
+            raise StoreError(
+                f"{directory} holds an unfinished run; `enkg resume {directory}` goes on with it, "
+                "--overwrite starts anew and throws away what it has simulated"
+            )
         (directory / SUMMARY).unlink(missing_ok=True)  # from here on it is not a finished run
         for name in (TREE, FIGURES, FAILED):
             shutil.rmtree(directory / name, ignore_errors=True)
-        (directory / LOG).unlink(missing_ok=True)
+        clear(directory)
+        for file in (directory / LOG, *directory.glob(LOG_OF_RANK.format("*"))):
+            file.unlink(missing_ok=True)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the run directory {directory}: {error}") from error
     return directory
+
+
+def is_unfinished(directory: Path) -> bool:
+    """Whether a run has left anything there that it could go on from."""
+    answers = any(file.stat().st_size for file in (directory / ANSWERS).glob("*"))
+    return (answers or any((directory / CHECKPOINT).glob("*"))) and not is_finished(directory)
+
+
+def clear(directory: Path) -> None:
+    """Removes what a run keeps there while it is unfinished."""
+    for name in (CHECKPOINT, FIRST, ANSWERS):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def check_unchanged(directory: Path, record: Mapping[str, Any], force: bool) -> None:
+    """Raises StoreError where an unfinished run was begun with another experiment.
+
+    record: what experiment.json would hold now. Fields that decide nothing but how the run copes
+    may differ: device, failure, cache, analyse. force: only warns in the log.
+    """
+    before, now = recorded(directory), plain(record)
+    changed = [
+        f"experiment.{name}"
+        for name in {**before["experiment"], **now["experiment"]}
+        if name not in FREE and before["experiment"].get(name) != now["experiment"].get(name)
+    ]
+    if before.get("simulator") != now.get("simulator"):
+        changed.append("the simulator's code or program")
+    if changed and not force:
+        raise StoreError(
+            f"{directory} was begun with another experiment: {', '.join(changed)} changed since. "
+            "Undo that, or give another --out; --force goes on all the same, and mixes both"
+        )
+    if changed:
+        log.warning("going on although the experiment changed: %s", ", ".join(changed))
+    if before["versions"] != now["versions"]:
+        log.warning("other versions of packages than at the start; the last bits may differ")
+
+
+def recorded(directory: Path) -> dict[str, Any]:
+    """What experiment.json holds."""
+    if not _is_ours(directory / RECORD):
+        raise StoreError(f"{directory} is not a run directory: it has no {RECORD} of a run of enkg")
+    return json.loads((directory / RECORD).read_text())
 
 
 def _is_ours(record: Path) -> bool:
@@ -153,13 +213,19 @@ def summary(directory: str | Path) -> dict[str, Any]:
     return json.loads((finished(Path(directory)) / SUMMARY).read_text())
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether the directory holds a finished run."""
+    return (directory / SUMMARY).is_file() and (directory / TREE).is_dir()
+
+
 def finished(directory: Path) -> Path:
     """The directory itself, if it holds a finished run."""
-    if (directory / SUMMARY).is_file() and (directory / TREE).is_dir():
+    if is_finished(directory):
         return directory
     if (directory / RECORD).is_file():
         raise StoreError(
-            f"the run in {directory} did not finish; {directory / LOG} tells how far it came"
+            f"the run in {directory} did not finish; `enkg resume {directory}` goes on with it, "
+            f"and {directory / LOG} tells how far it came"
         )
     raise StoreError(f"{directory} is not a run directory: it has no {RECORD}")
 
@@ -180,12 +246,16 @@ def export_netcdf(directory: str | Path, file: str | Path, overwrite: bool = Fal
     return file
 
 
-def provenance(experiment: Any, source: Path | None) -> dict[str, Any]:
-    """What experiment.json holds."""
+def provenance(
+    experiment: Any, source: Path | None, arguments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What experiment.json holds. arguments: what the command line added to the source."""
     return {
         "experiment": describe(experiment),
         "seed": experiment.seed,
         "source": str(source) if source else None,
+        "arguments": list(arguments),
+        "folder": os.getcwd(),
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,9 @@ from numpy import ndarray
 from enkg.errors import EnsembleFailure, InputError
 from enkg.execute.function import opened
 from enkg.execute.identity import identity_of
-from enkg.execute.slots import Slots
+from enkg.execute.remember import Settled, ShapesDiffer, complete
 from enkg.failure import Failure, FailurePolicy
-from enkg.simulator import Evaluator, Progress, Result
+from enkg.simulator import Announce, Evaluator, Progress, Result
 
 log = logging.getLogger("enkg")
 
@@ -100,77 +100,70 @@ class _Evaluator:
     store: "_Store"
     simulator: str
     trust: _Trust
+    announce: Announce | None = None
+    others: tuple[int, int] = (0, 0)
 
     def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
         keys = [self._key(row) for row in x]
-        first: dict[str, int] = {}
+        places: dict[str, list[int]] = {}
         for j, key in enumerate(keys):
-            first.setdefault(key, j)
-        known = {key: row for key in first if (row := self.store.read(key)) is not None}
-        missing = [j for key, j in first.items() if key not in known]
-        again = [] if self.trust.gained else [first[key] for key in known][:1]
-        log.info("cache: %d of %d members found", len(x) - len(missing), len(x))
-        done, calls, failures = len(x) - len(missing), 0, dict[str, Failure | None]()
-        if again:  # before anything new stands beside what may be out of date
-            answer = self._asked(x[again], True, lambda count, _: None)
-            calls += answer.calls
-            if answer.failures[0] is None:
-                self._compare(known[keys[again[0]]], answer.y[0])
-        if known and not missing:
-            if progress is not None:
-                progress(len(x), len(x))
-            return self._joined(keys, known, {}, calls, ())
+            places.setdefault(key, []).append(j)
+        distinct = list(places)  # members that are the same are asked for once
+        known = {
+            k: Settled(row)
+            for k, key in enumerate(distinct)
+            if (row := self.store.read(key)) is not None
+        }
+        found = sum(len(places[distinct[k]]) for k in known)
+        log.info("cache: %d of %d members found", found, len(x))
+        first = [places[key][0] for key in distinct]
+        # Before anything new stands beside what may be out of date.
+        calls = 0 if self.trust.gained else self._check(x[first], known)
+
+        def settled(k: int, y: ndarray | None, failure: Failure | None, calls: int) -> None:
+            if self.announce is not None:
+                for j in places[distinct[k]]:
+                    self.announce(j, y, failure, calls)
+                    calls = 0  # once for all of them
+
+        def keep(k: int, y: ndarray | None, failure: Failure | None, calls: int) -> None:
+            if y is not None:
+                self.store.write(distinct[k], y)
+            settled(k, y, failure, calls)
 
         def simulated(count: int, _: int) -> None:
             if progress is not None:
-                progress(min(len(x), done + count), len(x))
+                progress(len(x) - len(distinct) + count, len(x))
 
-        kept: set[int] = set()
-
-        def keep(j: int, row: ndarray) -> None:
-            kept.add(j)
-            self.store.write(keys[missing[j]], row)
-
-        with self._announced(keep):
-            answers = self._asked(x[missing], bool(known), simulated)
-        for k, (j, row) in enumerate(zip(missing, answers.y, strict=True)):
-            failures[keys[j]] = answers.failures[k]
-            if answers.failures[k] is None:
-                known[keys[j]] = row
-                if k not in kept:
-                    keep(k, row)
-        return self._joined(keys, known, failures, calls + answers.calls, answers.y.shape[1:])
-
-    @contextmanager
-    def _announced(self, keep: Callable[[int, ndarray], None]) -> Iterator[None]:
-        """What is paid for is kept at once, should we be killed; by adapters that tell of it."""
-        slots = getattr(self.inner, "slots", self.inner)
-        if not isinstance(slots, Slots):
-            yield
-            return
-        slots.announce = keep
+        for k, member in known.items():
+            settled(k, member.y, None, 0)
         try:
-            yield
-        finally:
-            slots.announce = None
+            result = complete(self.inner, x[first], known, keep, simulated, self.others)
+        except ShapesDiffer as error:
+            raise self._changed(str(error)) from None
+        row = {key: k for k, key in enumerate(distinct)}
+        rows = [row[key] for key in keys]
+        return Result(result.y[rows], tuple(result.failures[k] for k in rows), calls + result.calls)
+
+    def _check(self, x: ndarray, known: Mapping[int, Settled]) -> int:
+        """Simulates one of the known members again; returns the calls."""
+        for k, member in known.items():
+            try:
+                answer = complete(self.inner, x[k : k + 1], {}, lambda *_: None)
+            except EnsembleFailure as error:
+                if not error.failures:
+                    raise
+                return error.calls
+            if answer.failures[0] is None and member.y is not None:
+                self._compare(member.y, answer.y[0])
+            return answer.calls
+        return 0
 
     def _key(self, row: ndarray) -> str:
         row = np.ascontiguousarray(row)
         known = hashlib.sha256(f"{self.simulator}{row.dtype.str} {row.shape}\n".encode())
         known.update(row.tobytes())
         return known.hexdigest()
-
-    def _asked(self, x: ndarray, others: bool, progress: Progress) -> Result:
-        """Answers of the simulator. That all of these members fail is fatal if all members do."""
-        x.setflags(write=False)
-        try:
-            return self.inner.evaluate(x, progress)
-        except EnsembleFailure as error:
-            if not others:
-                raise
-            if len(error.failures) != len(x):
-                raise
-            return Result(np.full((len(x), 0), np.nan), error.failures, error.calls)
 
     def _compare(self, kept: ndarray, now: ndarray) -> None:
         same = kept.shape == now.shape and np.allclose(
@@ -192,25 +185,6 @@ class _Evaluator:
             "Either it changed since they were written: use another directory, or another "
             "version=. Or its answers vary from call to call: then it cannot be cached"
         )
-
-    def _joined(
-        self,
-        keys: list[str],
-        known: dict[str, ndarray],
-        failures: dict[str, Failure | None],
-        calls: int,
-        blank: tuple[int, ...],
-    ) -> Result:
-        shapes = {row.shape for row in known.values()}
-        if len(shapes) > 1:
-            raise self._changed(f"there are shapes {sorted(shapes)}")
-        kinds = {row.dtype for row in known.values()} or {np.dtype(np.float64)}
-        shape = shapes.pop() if shapes else blank
-        y = np.full((len(keys), *shape), np.nan, np.result_type(*kinds))
-        for j, key in enumerate(keys):
-            if key in known:
-                y[j] = known[key]
-        return Result(y, tuple(failures.get(key) for key in keys), calls)
 
 
 class _Store:

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from enkg.errors import EnsembleFailure, InputError
 from enkg.failure import Cause, Failure, FailurePolicy
-from enkg.simulator import Evaluator, Opening, Progress, Result
+from enkg.simulator import Announce, Evaluator, Opening, Progress, Result
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Function:
     many rows, the last one filled up by repeating its last member, so that compiled code is
     compiled once and a member's answer does not depend on the size of the ensemble; `pad=False`
     leaves the last call shorter, for functions that see to this themselves. None passes the whole
-    batch.
+    batch; a run that is killed then loses all of it, and not only a chunk.
 
     An exception in a chunk repeats that chunk member by member; members that raise, or answer with
     anything but finite numbers, become NaN rows. Of a failure policy, nothing that would have to
@@ -46,43 +46,34 @@ class Function:
     def __call__(self, x: ndarray) -> ndarray:
         return self.evaluate(np.asarray(x)).y
 
+    @contextmanager
+    def opened(self, policy: FailurePolicy, folder: Path | None) -> Iterator[Evaluator]:
+        """An evaluator that tells of each chunk when it is done; there is nothing to start."""
+        yield _Calls(self)
+
     def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
         """See `Evaluator`. Raises EnsembleFailure if no member at all gave an answer."""
-        width = 1 if not self.batched else (self.chunk or max(len(x), 1))
-        rows: list[ndarray | None] = []
-        failures: list[Failure | None] = []
-        cause: Exception | None = None
-        calls = 0
-        for first in range(0, len(x), width):
-            part = x[first : first + width]
-            calls += len(part)
-            try:
-                rows += list(self._call(part, width))
-                failures += [None] * len(part)
-            except InputError:
-                raise
-            except Exception as error:  # a simulator may raise anything
-                cause = cause or error
-                if len(part) == 1:
-                    rows.append(None)
-                    failures.append(exception(error))
-                else:
-                    calls += len(part)
-                    for member in part:
-                        row, failure = self._alone(member, width)
-                        rows.append(row)
-                        failures.append(failure)
-            if progress is not None:
-                progress(min(first + width, len(x)), len(x))
-        return Result(*_assemble(rows, failures, cause, calls), calls)
+        return _Calls(self).evaluate(x, progress)
 
-    def _alone(self, member: ndarray, width: int) -> tuple[ndarray | None, Failure | None]:
+    def _chunk(self, part: ndarray, width: int) -> tuple[list["Answer"], Exception | None]:
+        """The members of one chunk, and the first exception that was raised."""
         try:
-            return self._call(member[None], width if self.chunk and self.pad else 1)[0], None
+            return [_judged(row, 1) for row in self._call(part, width)], None
         except InputError:
             raise
         except Exception as error:  # a simulator may raise anything
-            return None, exception(error)
+            if len(part) == 1:
+                return [(None, exception(error), 1)], error
+            return [self._alone(member, width) for member in part], error
+
+    def _alone(self, member: ndarray, width: int) -> "Answer":
+        """A member of a chunk that was called in vain."""
+        try:
+            return _judged(self._call(member[None], width if self.chunk and self.pad else 1)[0], 2)
+        except InputError:
+            raise
+        except Exception as error:  # a simulator may raise anything
+            return None, exception(error), 2
 
     def _call(self, part: ndarray, width: int) -> ndarray:
         """Answers of the members of one chunk, shape (len(part), *Y)."""
@@ -101,6 +92,34 @@ class Function:
         return y[: len(part)]
 
 
+Answer = tuple[ndarray | None, Failure | None, int]
+"""What a member gave, why it failed, and its calls."""
+
+
+class _Calls:
+    """A function at work."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.announce: Announce | None = None
+
+    def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
+        function = self.function
+        width = 1 if not function.batched else (function.chunk or max(len(x), 1))
+        answers: list[Answer] = []
+        cause: Exception | None = None
+        for first in range(0, len(x), width):
+            found, error = function._chunk(x[first : first + width], width)
+            cause = cause or error
+            answers += found
+            if self.announce is not None:
+                for j, (row, failure, calls) in enumerate(found, start=first):
+                    self.announce(j, None if failure else row, failure, calls)
+            if progress is not None:
+                progress(len(answers), len(x))
+        return _assemble(answers, cause)
+
+
 def as_evaluator(simulator: Any) -> Evaluator:
     """The simulator itself if it is an adapter, else a `Function` around it."""
     return simulator if isinstance(simulator, Evaluator) else Function(simulator)
@@ -111,11 +130,13 @@ def opened(
     simulator: Any, policy: FailurePolicy | None = None, folder: Path | None = None
 ) -> Iterator[Evaluator]:
     """Any simulator, ready for a run: what has to be started is started, and stopped at the end."""
+    if not isinstance(simulator, Opening):
+        simulator = as_evaluator(simulator)
     if isinstance(simulator, Opening):
         with simulator.opened(policy or FailurePolicy(), folder) as evaluator:
             yield evaluator
     else:
-        yield as_evaluator(simulator)
+        yield simulator
 
 
 def _own(part: ndarray) -> ndarray:
@@ -150,25 +171,28 @@ def exception(error: Exception) -> Failure:
     return Failure(Cause.EXCEPTION, f"{name}: {text[0]}" if text else name)
 
 
-def _assemble(
-    rows: list[ndarray | None],
-    failures: list[Failure | None],
-    cause: Exception | None,
-    calls: int,
-) -> tuple[ndarray, tuple[Failure | None, ...]]:
-    good = [row for row in rows if row is not None]
-    if not good:
+def _judged(row: ndarray, calls: int) -> Answer:
+    """A row without one finite number is a failure, and shows the shape of the others."""
+    if row.size and not np.isfinite(row).any():
+        failure = Failure(Cause.NONFINITE, "all values are NaN or infinite")
+        return np.full_like(row, np.nan), failure, calls
+    return row, None, calls
+
+
+def _assemble(answers: list[Answer], cause: Exception | None) -> Result:
+    rows = [row for row, _, _ in answers]
+    failures = tuple(failure for _, failure, _ in answers)
+    calls = sum(count for _, _, count in answers)
+    shaped = [row for row in rows if row is not None]
+    if not shaped:
         first = failures[0] if failures else "the batch is empty"
         raise EnsembleFailure(
             f"the simulator failed for all {len(rows)} members; first: {first}{_line(cause)}",
             failures,
             calls,
         ) from cause
-    shapes = {row.shape for row in good}
+    shapes = {row.shape for row in shaped}
     if len(shapes) > 1:
         raise InputError(f"the simulator returned members of different shapes: {sorted(shapes)}")
-    blank = np.full(good[0].shape, np.nan, dtype=good[0].dtype)
-    y = np.stack([blank if row is None else row for row in rows])
-    for j in np.flatnonzero(~np.isfinite(y).reshape(len(y), -1).any(axis=1)):
-        failures[j] = failures[j] or Failure(Cause.NONFINITE, "all values are NaN or infinite")
-    return y, tuple(failures)
+    blank = np.full(shaped[0].shape, np.nan, dtype=shaped[0].dtype)
+    return Result(np.stack([blank if row is None else row for row in rows]), failures, calls)

@@ -6,11 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from enkg.errors import InputError
+from enkg.execute import allocation
 from enkg.execute.environment import environment
 from enkg.execute.manifest import Environment, Mpi
 from enkg.failure import Cause, MemberFailed
@@ -58,8 +59,10 @@ MISSING = (
 )
 
 
-def prefix(mpi: Mpi, threads: int = 1) -> list[str]:
+def prefix(mpi: Mpi, threads: int = 1, nodes: Sequence[str] = ()) -> list[str]:
     """The arguments before the program; none for one rank, unless a launcher is asked for.
+
+    nodes: of a SLURM allocation, for srun; if not given and there are several, this one.
 
     Raises InputError if there is no launcher, or not the one asked for. The first look at an
     mpiexec runs it once with --version (0.01 to 1 s); later ones remember.
@@ -68,7 +71,24 @@ def prefix(mpi: Mpi, threads: int = 1) -> list[str]:
         return []
     flavour, program = detect(mpi.launcher)
     options = (o.format(ranks=mpi.ranks, threads=threads) for o in LAUNCHERS[flavour].options)
-    return [program, *options, *mpi.arguments]
+    where = _where(nodes) if flavour == "srun" else []
+    return [program, *options, *where, *mpi.arguments]
+
+
+def makes_steps(mpi: Mpi) -> bool:
+    """Whether each start of the program is a step of the SLURM allocation that we are in."""
+    if "SLURM_JOB_ID" not in os.environ or (mpi.ranks == 1 and mpi.launcher == "auto"):
+        return False
+    return detect(mpi.launcher)[0] == "srun"
+
+
+def _where(nodes: Sequence[str]) -> list[str]:
+    """On which nodes a step lies; and that it may share cores with the step that we are in."""
+    here = os.environ.get("SLURMD_NODENAME")
+    if not nodes and here and os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1":
+        nodes = (here,)
+    words = [f"--nodes={len(nodes)}", "-w", ",".join(nodes)] if nodes else []
+    return [*words, "--overlap"] if allocation.in_step() else words
 
 
 def detect(launcher: str = "auto") -> tuple[str, str]:

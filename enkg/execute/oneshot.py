@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
@@ -109,12 +109,17 @@ class OneShotDriver:
 
     folder: where run directories are kept, within the limits in `enkg.execute.scratch`; None keeps
     none. scratch: where they are made; see `Scratch`. All ranks of an MPI program must see it.
+    nodes: where srun starts the program; see `launcher.prefix`.
 
     Raises InputError if the manifest does not pass `check`, or nothing can be made in scratch.
     """
 
     def __init__(
-        self, manifest: Manifest, folder: Path | None, scratch: Path | None = None
+        self,
+        manifest: Manifest,
+        folder: Path | None,
+        scratch: Path | None = None,
+        nodes: Sequence[str] = (),
     ) -> None:
         check(manifest)
         self.manifest, self.folder, self.table = manifest, folder, _table(manifest)
@@ -124,7 +129,7 @@ class OneShotDriver:
         texts = (*self.templates.values(), *self.table.command, *manifest.environment.set.values())
         words = set().union(*(template.placeholders(text) for text in texts))
         self.numbers = [n for word in words if (n := template.number_of(word)) is not None]
-        self.prefix = launcher.prefix(manifest.mpi, manifest.threads)
+        self.prefix = launcher.prefix(manifest.mpi, manifest.threads, nodes)
         self.scratch = Scratch(scratch, self._needed())
         self._lock = Lock()
         self._process: Process | None = None

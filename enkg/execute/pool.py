@@ -12,6 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from enkg.errors import InputError
+from enkg.execute.around import Around
 from enkg.execute.function import Function
 from enkg.execute.identity import identity_of
 from enkg.execute.parcel import Opened, pack, refuse_in_worker
@@ -140,12 +141,12 @@ class Pool:
         return self.evaluate(np.asarray(x)).y
 
 
-@dataclass(frozen=True)
-class _Counted:
+class _Counted(Around):
     """The slots, and the calls that were made again after the executor broke."""
 
-    slots: Slots
-    shop: Shop
+    def __init__(self, slots: Slots, shop: Shop) -> None:
+        super().__init__(slots)
+        self.shop = shop
 
     def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
         before = self.shop.repeated

@@ -1,7 +1,7 @@
 """Programs: any executable, described by the simulator.toml in its folder."""
 
 import hashlib
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +13,9 @@ import numpy as np
 from numpy import ndarray
 
 from enkg.errors import InputError
-from enkg.execute import template
+from enkg.execute import allocation, launcher, template
+from enkg.execute.allocation import usable_cores
+from enkg.execute.around import Around
 from enkg.execute.manifest import NAME, Manifest
 from enkg.execute.oneshot import OneShotDriver
 from enkg.execute.reading import read
@@ -22,16 +24,20 @@ from enkg.execute.worker import WorkerDriver
 from enkg.failure import FailurePolicy
 from enkg.simulator import Evaluator, Progress, Result
 
+log = logging.getLogger("enkg")
+
 
 @dataclass(frozen=True)
 class Program:
     """The program in a folder with a simulator.toml (see `enkg.execute.manifest`).
 
     folder: where simulator.toml lies. slots: how many members run side by side; None takes the
-    usable cores divided by the cores of one member. mode: "worker" (the program stays up) or
-    "oneshot" (it starts anew for each member); None takes worker where the manifest has it.
-    scratch: where run directories are made; None takes memory where there is room, else the
-    temporary folder. ranks: MPI ranks of one member; None takes the manifest's.
+    usable cores divided by the cores of one member. One-shot programs that srun launches use the
+    cores of all nodes of the SLURM allocation. mode: "worker" (the program stays up) or "oneshot"
+    (it starts anew for each member); None takes worker where the manifest has it. scratch: where
+    run directories are made; None takes memory where there is room, else the temporary folder, and
+    the run's own directory where members run on other nodes. ranks: MPI ranks of one member; None
+    takes the manifest's.
 
     Raises InputError for a mistake in the manifest or a program that is not there.
     """
@@ -66,8 +72,17 @@ class Program:
     @property
     def count(self) -> int:
         """Members that run side by side."""
+        return len(self.places())
+
+    def places(self) -> list[tuple[str, ...]]:
+        """The nodes of each slot; no names where the slot is on this machine in any case.
+
+        Raises InputError if a SLURM allocation has no room for them.
+        """
         m = self.manifest
-        return self.slots or max(1, usable_cores() // (m.mpi.ranks * m.threads))
+        if self.stays_up or allocation.is_rank() or not launcher.makes_steps(m.mpi):
+            return [()] * (self.slots or max(1, usable_cores() // (m.mpi.ranks * m.threads)))
+        return allocation.places(allocation.nodes(), m.mpi.ranks, m.threads, self.slots)
 
     def identity(self) -> str:
         """What the answers depend on: manifest, command and executable; for the cache."""
@@ -90,13 +105,23 @@ class Program:
     @contextmanager
     def opened(self, policy: FailurePolicy, folder: Path | None) -> Iterator[Evaluator]:
         """Starts nothing yet: each slot starts its program at its first member."""
-        m, count = self.manifest, self.count
+        m, places = self.manifest, self.places()
         drivers: list[Driver]
+        idle = allocation.others() if places[0] == () else 0
+        if idle:
+            log.warning(
+                "%s runs on this node alone, and %d other nodes of the allocation are idle: start "
+                "enkg on all nodes with srun, or make the program [oneshot] with launcher srun",
+                m.name,
+                idle,
+            )
         if self.stays_up:
-            drivers = [WorkerDriver(m) for _ in range(count)]
+            drivers = [WorkerDriver(m) for _ in places]
         else:
             scratch = None if self.scratch is None else Path(self.scratch)
-            drivers = [OneShotDriver(m, folder, scratch) for _ in range(count)]
+            if scratch is None and any(allocation.away(nodes) for nodes in places):
+                scratch = Path.cwd() if folder is None else folder.parent  # all nodes see these
+            drivers = [OneShotDriver(m, folder, scratch, nodes) for nodes in places]
         slots = Slots(
             drivers,
             policy,
@@ -119,12 +144,12 @@ class Program:
         return self.evaluate(np.asarray(x)).y
 
 
-@dataclass(frozen=True)
-class _Checked:
+class _Checked(Around):
     """The slots, once the unknown has the shape that the program expects."""
 
-    slots: Slots
-    manifest: Manifest
+    def __init__(self, slots: Slots, manifest: Manifest) -> None:
+        super().__init__(slots)
+        self.manifest = manifest
 
     def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
         port = self.manifest.input
@@ -139,10 +164,3 @@ class _Checked:
                 "imaginary parts"
             )
         return self.slots.evaluate(x.astype(port.numpy), progress)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,14 +1,15 @@
 """Slots: members handed out, one call each, to programs that run side by side.
 
 Each slot has a thread and a driver. The threads take members from one queue, so a slow member holds
-nobody up but itself.
+nobody up but itself. What took longest in the batch before is handed out first, so that it is not
+what everybody waits for at the end.
 """
 
 import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
@@ -19,7 +20,7 @@ from numpy import ndarray
 
 from enkg.errors import EnsembleFailure
 from enkg.failure import Cause, Failure, FailurePolicy, MemberFailed
-from enkg.simulator import Progress, Result
+from enkg.simulator import Announce, Progress, Result
 
 UNFINISHED = Failure(Cause.UNFINISHED, "too few members could still succeed")
 GLANCE = 0.1
@@ -90,8 +91,12 @@ class Slots:
         self.timeout = timeout if policy.timeout is None else policy.timeout
         self.minimum, self.maximum = minimum, maximum
         self._threads = ThreadPoolExecutor(len(self.drivers), thread_name_prefix="slot")
-        self.announce: Callable[[int, ndarray], None] | None = None
-        """Told of each answer as it comes, with its place in the batch; by the slots' threads."""
+        self.announce: Announce | None = None
+        """See `enkg.simulator.Announcing`; called by the slots' threads."""
+        self.others: tuple[int, int] = (0, 0)
+        """See `enkg.simulator.Judging`."""
+        self.seconds = np.empty(0)
+        """What each member of the last batch took."""
         self._batches = 0
         self._work: _Work | None = None
 
@@ -106,6 +111,7 @@ class Slots:
             work.stop()
             for loop in loops:
                 loop.result()
+        self.seconds = work.seconds
         return work.result()
 
     def stop(self) -> None:
@@ -141,10 +147,15 @@ class _Work:
     def __post_init__(self) -> None:
         count, width = len(self.x), self.slots.batch
         self.x = np.ascontiguousarray(self.x)
-        self.queue = deque(
+        tasks = [
             _Task(tuple(range(first, min(first + width, count))))
             for first in range(0, count, width)
-        )
+        ]
+        if len(before := self.slots.seconds) == count:
+            tasks.sort(key=lambda task: -before[list(task.rows)].max())
+        self.queue = deque(tasks)
+        self.seconds = np.zeros(count)
+        self.spent = np.zeros(count, dtype=int)
         self.y: ndarray | None = None  # (J, *Y), once the first answer shows its shape
         self.answered = np.zeros(count, dtype=bool)
         self.failures: list[Failure | None] = [None] * count
@@ -152,9 +163,10 @@ class _Work:
         self.cut: set[_Task] = set()
         self.walls: list[float] = []
         self.settled = self.good = self.calls = 0
+        self.fresh: list[tuple[int, ndarray | None]] = []  # settled, and not yet announced
         self.error: BaseException | None = None
         self.stopped = False
-        self.needed = min(count, max(2, math.ceil(self.slots.policy.minimum_success * count)))
+        self._give_up()
 
     def loop(self, driver: Driver) -> None:
         """What a slot's thread does: one task after another, until none can come any more."""
@@ -166,28 +178,33 @@ class _Work:
                 begin = time.monotonic()
                 self.running[task] = driver, begin
                 self.calls += len(task.rows)
+                self.spent[list(task.rows)] += 1
             try:
                 y = driver.call(self._rows(task), self._job(task), self.slots.timeout)
                 done: ndarray | Failure = y
             except MemberFailed as error:
                 done = error.failure
             except BaseException as error:  # ends the batch; raised again by `watch`
-                with self.news:
-                    del self.running[task]
-                    self.error = self.error or error
-                    self.stopped = True
-                    self.news.notify_all()
+                self._broke(error, task)
                 return
             with self.news:
                 del self.running[task]
+                now = time.monotonic()
+                self.seconds[list(task.rows)] = now - _began(driver, begin)
                 if isinstance(done, Failure):
                     self._failed(task, done)
                 else:
-                    self.walls.append(time.monotonic() - begin)
+                    self.walls.append(now - begin)
                     self._answered(task, done)
+                fresh, self.fresh = self.fresh, []
                 over = self.stopped or self.settled == len(self.x)
                 if over or self.queue or not self.running:
                     self.news.notify_all()
+            try:
+                self._tell(fresh)  # takes its time, in which the other slots go on
+            except BaseException as error:
+                self._broke(error)
+                return
 
     def watch(self, progress: Progress | None) -> None:
         """Waits for the end, reports how far it is, and cuts stragglers."""
@@ -235,6 +252,19 @@ class _Work:
         self.y[~self.answered] = np.nan
         return Result(self.y, tuple(self.failures), self.calls)
 
+    def _broke(self, error: BaseException, task: _Task | None = None) -> None:
+        with self.news:
+            if task is not None:
+                del self.running[task]
+            self.error = self.error or error
+            self.stopped = True
+            self.news.notify_all()
+
+    def _tell(self, settled: list[tuple[int, ndarray | None]]) -> None:
+        if self.slots.announce is not None:
+            for j, row in settled:
+                self.slots.announce(j, row, self.failures[j], int(self.spent[j]))
+
     def _take(self) -> _Task | None:
         """The next task, once it is due; None when there can be none any more."""
         while not self.stopped:
@@ -268,6 +298,7 @@ class _Work:
                 failure = self._store(j, row)
             self.good += failure is None
             self.failures[j] = failure
+            self.fresh.append((j, None if failure else row))
             self.settled += 1
         self._give_up()
 
@@ -280,8 +311,6 @@ class _Work:
             self.y = self.y.astype(np.result_type(self.y, row))
         self.y[j] = row
         self.answered[j] = True
-        if self.slots.announce is not None:
-            self.slots.announce(j, row)
         return None
 
     def _unsound(self, row: ndarray) -> Failure | None:
@@ -314,6 +343,8 @@ class _Work:
             return
         for j in task.rows:
             self.failures[j] = failure
+        if not self.stopped:  # else the end of the batch may be what ended its program
+            self.fresh += [(j, None) for j in task.rows]
         self.settled += len(task.rows)
         self._give_up()
 
@@ -325,12 +356,16 @@ class _Work:
     def _give_up(self) -> None:
         """No more calls once too few members can succeed."""
         left = len(self.x) - self.settled
-        if left and self.good + left < self.needed:
+        good, bad = self.slots.others
+        if left and good + self.good + left < self._needed(len(self.x) + good + bad):
             self.stopped = True
+
+    def _needed(self, count: int) -> int:
+        return min(count, max(2, math.ceil(self.slots.policy.minimum_success * count)))
 
     def _cut_stragglers(self) -> None:
         factor = self.slots.policy.straggler
-        if not factor or self.good < self.needed or not self.walls:
+        if not factor or self.good < self._needed(len(self.x)) or not self.walls:
             return
         limit = time.monotonic() - factor * statistics.median(self.walls)
         for task, (driver, begin) in self.running.items():
@@ -340,3 +375,9 @@ class _Work:
             if since < limit:
                 self.cut.add(task)
                 driver.interrupt()
+
+
+def _began(driver: Driver, begin: float) -> float:
+    """When the call began, without the start of the program."""
+    since = driver.since if isinstance(driver, Starting) else None
+    return begin if since is None else max(begin, since)

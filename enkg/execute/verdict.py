@@ -58,7 +58,11 @@ UNLAUNCHED = (
         "mpiexec could not find the program",
     ),
     (
-        re.compile(r"step creation temporarily disabled|Unable to create step[^\n]*"),
+        # srun waits and tries again; what fails after that is the program.
+        re.compile(
+            r"step creation temporarily disabled(?!.*Step created)|Unable to create step[^\n]*",
+            re.DOTALL,
+        ),
         "srun found no room for another step in this allocation; use fewer slots",
     ),
     (

@@ -22,15 +22,16 @@ covariance does not appear (`enkg.guidance.EnKGPublished`). The update here is t
 diffusion model.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive
 from enkg.errors import InputError
-from enkg.guidance.base import Forward, Guidance, Info, Lots, State, check_folds, draw_lots, revive
-from enkg.guidance.kalman import perturbed_update, square_root_update
+from enkg.guidance.base import Forward, Guidance, Info, State, check_folds, draw_lots, mixed
+from enkg.guidance.kalman import Weights, perturbed_weights, square_root_weights
 from enkg.guidance.tempering import adaptive_power, fixed_powers
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -83,10 +84,10 @@ class EnKG(Guidance):
     def sweeps(self) -> int:
         return self.levels if self.updates is None else self.updates
 
-    def init(self, prior: Prior, seed: int, like: Tensor) -> State:
-        members = tuple(range(self.members))
+    def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
+        members = self.own_members(prior, comm)
         x = start(prior, self.sigma_start, seed, members, like, flow=self.flow)
-        return State(x, members, seed, sigma=self.sigma_start)
+        return State(x, members, seed, sigma=self.sigma_start, comm=comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
@@ -94,22 +95,21 @@ class EnKG(Guidance):
         sigma, sigmas = state.sigma, self._sigmas()
         x0 = self._clean(prior, state.x, sigma)
         y = forward(x0)
-        living = alive(y)
-        r = observation.residual(y)[living]
-        phi = 0.5 * r.square().sum(dim=1)
+        living, everyone = alive(y), state.everyone
 
-        last = state.step + 1 == self.sweeps
-        if last:
-            power = 1.0 - state.beta
-        elif self.updates is None:
-            power = adaptive_power(phi, observation.count, state.beta, self.cap)
-        else:
-            power = fixed_powers(self.updates, self.ratio)[state.step]
-        x = state.x.clone()
-        x[living] = self._update(x[living], r, power, self._lots(state, observation, living))
-        x = revive(x, living, state)
+        def analysis() -> tuple[float, Weights]:
+            r = observation.residual(y)[living]
+            power = self._power(state, r, observation.count)
+            if self.deterministic:
+                return power, square_root_weights(r, power).to(x0)
+            key = state.seed, state.step
+            lots = draw_lots(key, everyone, observation, living, self.folds)
+            return power, perturbed_weights(r, lots.eta, power, lots.fold).to(x0)
 
-        finished = last or state.beta + power >= 1.0
+        power, weights = once(state.comm, analysis)
+        x = mixed(state, state.x, living, weights)
+
+        finished = self._last(state) or state.beta + power >= 1.0
         beta = 1.0 if finished else state.beta + power
         if finished:
             x, to = self._clean(prior, x, sigma), 0.0
@@ -125,15 +125,18 @@ class EnKG(Guidance):
             misfit=observation.misfit_per_datum(y[living]),
             evaluated=((x0, y),),
         )
-        return State(x, state.members, state.seed, state.step + 1, to, beta, finished), info
+        after = replace(state, x=x, step=state.step + 1, sigma=to, beta=beta, finished=finished)
+        return after, info
 
-    def _update(self, x: Tensor, r: Tensor, power: float, lots: Lots | None) -> Tensor:
-        if lots is None:
-            return square_root_update(x, r, power)
-        return perturbed_update(x, r, lots.eta, power, lots.fold)
+    def _power(self, state: State, r: Tensor, count: int) -> float:
+        if self._last(state):
+            return 1.0 - state.beta
+        if self.updates is None:
+            return adaptive_power(0.5 * r.square().sum(dim=1), count, state.beta, self.cap)
+        return fixed_powers(self.updates, self.ratio)[state.step]
 
-    def _lots(self, state: State, observation: Observation, living: Tensor) -> Lots | None:
-        return None if self.deterministic else draw_lots(state, observation, living, self.folds)
+    def _last(self, state: State) -> bool:
+        return state.step + 1 == self.sweeps
 
     def _clean(self, prior: Prior, x: Tensor, sigma: float) -> Tensor:
         flow = self.flow

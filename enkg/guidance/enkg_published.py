@@ -20,16 +20,17 @@ Reference: Zheng et al. 2024, arXiv 2409.20175, algorithm 1 (where the inner pro
 noise covariance; the public code's does not).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from enkg import random
-from enkg.arrays import rows
+from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive, anomalies
 from enkg.errors import InputError
-from enkg.guidance.base import Forward, Guidance, Info, State, revive
+from enkg.guidance.base import Forward, Guidance, Info, State, mixed
+from enkg.guidance.kalman import Weights
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
@@ -86,10 +87,10 @@ class EnKGPublished(Guidance):
     def sweeps(self) -> int:
         return self.updates * (self.last_guided - self.first_guided + 1)
 
-    def init(self, prior: Prior, seed: int, like: Tensor) -> State:
-        members = tuple(range(self.members))
+    def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
+        members = self.own_members(prior, comm)
         noise = random.normal(prior.shape, seed, Stream.SAMPLER, members, 0).to(like)
-        return State(self.sigma_max * noise, members, seed, sigma=self.sigma_max)
+        return State(self.sigma_max * noise, members, seed, sigma=self.sigma_max, comm=comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
@@ -113,22 +114,26 @@ class EnKGPublished(Guidance):
             misfit=misfit,
             evaluated=tuple(evaluated),
         )
-        return State(x, state.members, state.seed, i + 1, sigmas[i + 1], 0.0, finished), info
+        after = replace(state, x=x, step=i + 1, sigma=sigmas[i + 1], finished=finished)
+        return after, info
 
     def _update(
         self, x: Tensor, y: Tensor, state: State, observation: Observation
     ) -> tuple[Tensor, float]:
         living = alive(y)
-        mask = observation.mask.to(y.device)
-        error = (y.double() - observation.y.to(y.device))[living][:, mask]
-        c = error @ anomalies(error).T / len(error)
-        norm = float(c.norm())
-        if norm > 0:  # a collapsed ensemble or a perfect fit stays where it is
-            flat = rows(x[living])
-            moved = flat - (self._length(state.step) / norm * c).to(x) @ anomalies(flat)
-            x = x.clone()
-            x[living] = moved.reshape(-1, *x.shape[1:])
-        return revive(x, living, state), observation.misfit_per_datum(y[living])
+
+        def analysis() -> Weights | None:
+            mask = observation.mask.to(y.device)
+            error = (y.double() - observation.y.to(y.device))[living][:, mask]
+            c = error @ anomalies(error).T / len(error)
+            norm = float(c.norm())
+            if norm == 0:  # a collapsed ensemble or a perfect fit stays where it is
+                return None
+            return Weights((-self._length(state.step) / norm * c,)).to(x)
+
+        weights = once(state.comm, analysis)
+        x = mixed(state, x, living, weights or (lambda members: members))
+        return x, observation.misfit_per_datum(y[living])
 
     def _length(self, level: int) -> float:
         if self.decay_floor is None:

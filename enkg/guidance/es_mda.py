@@ -13,14 +13,15 @@ Reference: Emerick and Reynolds 2013, "Ensemble smoother with multiple data assi
 and Geosciences 55, doi 10.1016/j.cageo.2012.03.011.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive
-from enkg.guidance.base import Forward, Guidance, Info, State, check_folds, draw_lots, revive
-from enkg.guidance.kalman import perturbed_update
+from enkg.guidance.base import Forward, Guidance, Info, State, check_folds, draw_lots, mixed
+from enkg.guidance.kalman import Weights, perturbed_weights
 from enkg.guidance.tempering import fixed_powers
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -49,22 +50,24 @@ class ESMDA(Guidance):
     def sweeps(self) -> int:
         return self.updates
 
-    def init(self, prior: Prior, seed: int, like: Tensor) -> State:
-        members = tuple(range(self.members))
-        return State(start(prior, 0.0, seed, members, like), members, seed)
+    def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
+        members = self.own_members(prior, comm)
+        return State(start(prior, 0.0, seed, members, like), members, seed, comm=comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
     ) -> tuple[State, Info]:
         y = forward(state.x)
-        living = alive(y)
-        r = observation.residual(y)[living]
-        lots = draw_lots(state, observation, living, self.folds)
-        powers = fixed_powers(self.updates, self.ratio)
-        power = powers[state.step]
-        x = state.x.clone()
-        x[living] = perturbed_update(x[living], r, lots.eta, power, lots.fold)
-        x = revive(x, living, state)
+        living, everyone = alive(y), state.everyone
+        power = fixed_powers(self.updates, self.ratio)[state.step]
+
+        def analysis() -> Weights:
+            r = observation.residual(y)[living]
+            key = state.seed, state.step
+            lots = draw_lots(key, everyone, observation, living, self.folds)
+            return perturbed_weights(r, lots.eta, power, lots.fold).to(state.x)
+
+        x = mixed(state, state.x, living, once(state.comm, analysis))
 
         finished = state.step + 1 == self.updates
         beta = 1.0 if finished else state.beta + power
@@ -77,4 +80,4 @@ class ESMDA(Guidance):
             misfit=observation.misfit_per_datum(y[living]),
             evaluated=((state.x, y),),
         )
-        return State(x, state.members, state.seed, state.step + 1, 0.0, beta, finished), info
+        return replace(state, x=x, step=state.step + 1, beta=beta, finished=finished), info

@@ -13,12 +13,15 @@ Kostelich and Szunyogh 2007), so that mean and covariance are the Kalman ones of
 rounding.
 
 Weights are solved in float64, in the J x J or the m x m space, whichever is smaller; the state
-keeps its dtype. Cost: O(min(J, m)^3 + J^2 d).
+keeps its dtype. Cost: O(min(J, m)^3 + J^2 d), where m < J / 2 O(m^3 + J m d): the weights stay a
+product of two thin factors.
 
 The k-fold gain: the gain that moves a member is computed from the members of the other folds, so
 that no member's own sampling error enters its gain. This undoes the loss of spread that small
 ensembles suffer (Houtekamer and Mitchell 1998 introduced the pair of ensembles, k = 2).
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,17 +34,37 @@ WILD = 1e7
 """Whitened anomalies above this lose the noise, whose variance is 1, in the Gram matrix."""
 
 
-def perturbed_update(
-    x: Tensor, r: Tensor, eta: Tensor, power: float, fold: Tensor | None = None
-) -> Tensor:
-    """Perturbed-observation update, shape (J, *X) to (J, *X).
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """W of an update x += W X', as the product of its factors, first one left; each adds up to
+    zero along its rows, or meets anomalies alone."""
 
-    x: state, any noise level. r: whitened innovations, (J, m). eta: standard normal, (J, m); it is
-    centred here, which makes the update of the sample mean exact for linear simulators. fold: the
-    fold of each member, integers of shape (J,); None computes one gain from all members.
+    factors: tuple[Tensor, ...]
+
+    def to(self, like: Tensor) -> "Weights":
+        """In the dtype and on the device of `like`."""
+        return Weights(tuple(factor.to(like) for factor in self.factors))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The moved members, shape (G, *X) to (G, *X), in the dtype of x."""
+        flat = rows(x)
+        change = anomalies(flat)
+        for factor in reversed(self.factors):
+            change = factor.to(x) @ change
+        return (flat + change).reshape(x.shape)
+
+
+def perturbed_weights(r: Tensor, eta: Tensor, power: float, fold: Tensor | None = None) -> Weights:
+    """Weights of the update with perturbed observations.
+
+    r: whitened innovations, (J, m). eta: standard normal, (J, m); it is centred here, which makes
+    the update of the sample mean exact for linear simulators. fold: the fold of each member,
+    integers of shape (J,); None computes one gain from all members.
     """
     _check(anomalies(r))
     innovations = r + anomalies(eta.to(r)) / power**0.5
+    if fold is None and 2 * r.shape[1] < len(r):
+        return Weights(_factors_in_data_space(r, innovations, power))
     everyone = torch.ones(len(r), dtype=torch.bool, device=r.device)
     if fold is None:
         groups = [(everyone, everyone)]
@@ -50,9 +73,8 @@ def perturbed_update(
     weights = torch.zeros(len(r), len(r), dtype=r.dtype, device=r.device)
     if r.shape[1] < len(r):
         for moved, trained in groups:
-            weights[moved.nonzero(), trained.nonzero().T] = _weights_in_data_space(
-                r[trained], innovations[moved], power
-            )
+            left, right = _factors_in_data_space(r[trained], innovations[moved], power)
+            weights[moved.nonzero(), trained.nonzero().T] = left @ right
     else:
         centred = anomalies(r)  # a common offset would cancel below, but not in the digits
         gram, cross = centred @ centred.T, innovations @ centred.T
@@ -61,11 +83,11 @@ def perturbed_update(
                 gram[trained][:, trained], cross[moved][:, trained], power
             )
     # Each row of the weights adds up to zero, so any common mean may be taken off.
-    return _add(x, weights)
+    return Weights((weights,))
 
 
-def square_root_update(x: Tensor, r: Tensor, power: float) -> Tensor:
-    """Deterministic (ensemble transform) update, shape (J, *X) to (J, *X)."""
+def square_root_weights(r: Tensor, power: float) -> Weights:
+    """Weights of the deterministic (ensemble transform) update."""
     b = -anomalies(r) / (len(r) - 1) ** 0.5
     _check(b)
     if b.shape[1] < len(b):
@@ -78,23 +100,17 @@ def square_root_update(x: Tensor, r: Tensor, power: float) -> Tensor:
         values = values.clamp(min=0)
     shrink = (1 + power * values).rsqrt() - 1
     mean_shift = -(r.mean(dim=0) @ b.T @ u) * power / (1 + power * values)
-    shift = -(mean_shift @ u.T) / (len(r) - 1) ** 0.5
-    return _add(x, (u * shrink) @ u.T + shift)
+    left = u * shrink - mean_shift / (len(r) - 1) ** 0.5  # every member moves with the mean
+    return Weights((left, u.T)) if 2 * u.shape[1] < len(r) else Weights((left @ u.T,))
 
 
-def _add(x: Tensor, weights: Tensor) -> Tensor:
-    """x + W X' in the dtype of x."""
-    flat = rows(x)
-    return (flat + weights.to(x) @ anomalies(flat)).reshape(x.shape)
-
-
-def _weights_in_data_space(r: Tensor, innovations: Tensor, power: float) -> Tensor:
-    """W with dx = W X', shape (n, G), for n innovations and G members, by an m x m system."""
+def _factors_in_data_space(r: Tensor, innovations: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """W, (n, G), for n innovations and G members, as (n, m) times (m, G), by an m x m system."""
     b = -anomalies(r) / (len(r) - 1) ** 0.5
     system = b.T @ b
     system.diagonal().add_(1 / power)
     solved = torch.cholesky_solve(innovations.T, torch.linalg.cholesky(system))
-    return solved.T @ b.T / (len(r) - 1) ** 0.5
+    return solved.T, b.T / (len(r) - 1) ** 0.5
 
 
 def _weights_in_ensemble_space(gram: Tensor, cross: Tensor, power: float) -> Tensor:

@@ -30,13 +30,14 @@ Statistical linear regression, iterated: Garcia-Fernandez, Svensson, Morelande a
 evaluations, the ridge and the use of its residuals as model error are enkg's own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from enkg import random
+from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Guidance, Info, State
@@ -61,7 +62,8 @@ class Evaluations:
 
 @dataclass(frozen=True, eq=False)
 class SLRState(State):
-    """z: white coordinates of the members of x. mean: mu. memory: all evaluations still in use."""
+    """z: white coordinates of all J members, (J, K). mean: mu. memory: all evaluations still in
+    use, of all ranks."""
 
     z: Tensor = field(default_factory=lambda: torch.empty(0))
     mean: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -72,6 +74,7 @@ class SLRState(State):
 class SLR(Guidance):
     """SLR. Cost: `steps` simulator calls a member, no denoiser call."""
 
+    state: ClassVar[type[State]] = SLRState
     posterior_law: ClassVar[str | None] = "linear simulator and Gaussian prior"
 
     members: int = 64
@@ -97,7 +100,7 @@ class SLR(Guidance):
     def sweeps(self) -> int:
         return self.steps
 
-    def init(self, prior: Prior, seed: int, like: Tensor) -> SLRState:
+    def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> SLRState:
         if not isinstance(prior, White):
             raise InputError(
                 "SLR needs a Gaussian prior (enkg.Gaussian), whose coordinates it can whiten; for "
@@ -105,9 +108,12 @@ class SLR(Guidance):
             )
         order, _ = _informed(prior, self.kept_variance)
         mean = torch.zeros(len(order), dtype=torch.float64)
-        members = tuple(range(self.members))
-        x, z = _draw(prior, order, (mean, torch.eye(len(order)).double()), (seed, members, 0), like)
-        return SLRState(x, members, seed, z=z, mean=mean)
+        key = seed, tuple(range(self.members)), 0
+        z = once(
+            comm, lambda: _coordinates(prior, order, (mean, torch.eye(len(order)).double()), key)
+        )
+        state = SLRState(torch.empty(0), (), seed, z=z, mean=mean, comm=comm)
+        return self._placed(state, prior, order, self.members, like)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
@@ -123,16 +129,20 @@ class SLR(Guidance):
         )
         memory = _recall(state.memory, new, state.step)
         order, u = _informed(prior, self.kept_variance)
-        a, residuals = _regress(memory, new, state.mean, u, state.step)
-        gap = (new.r + (new.z - state.mean) @ a).mean(dim=0)  # y - b
-        distance = float(gap.square().sum())
-        beta = max(state.beta, 3 * observation.count / distance) if distance > 0 else 1.0
-        beta = min(1.0, beta)
-        mean, root = _posterior(a, residuals, gap + state.mean @ a, beta)
-
         finished = state.step + 1 == self.steps
-        members = tuple(range(self.draws if finished else self.members))
-        x, z = _draw(prior, order, (mean, root), (state.seed, members, state.step + 1), state.x)
+        count = self.draws if finished else self.members
+
+        def analysis() -> tuple[float, Tensor, Tensor]:
+            a, residuals = _regress(memory, new, state.mean, u, state.step)
+            gap = (new.r + (new.z - state.mean) @ a).mean(dim=0)  # y - b
+            distance = float(gap.square().sum())
+            beta = max(state.beta, 3 * observation.count / distance) if distance > 0 else 1.0
+            beta = min(1.0, beta)
+            law = _posterior(a, residuals, gap + state.mean @ a, beta)
+            key = state.seed, tuple(range(count)), state.step + 1
+            return beta, law[0], _coordinates(prior, order, law, key)
+
+        beta, mean, z = once(state.comm, analysis)
         info = Info(
             step=state.step,
             sigma=0.0,
@@ -142,10 +152,25 @@ class SLR(Guidance):
             misfit=observation.misfit_per_datum(y[living]),
             evaluated=((state.x, y),),
         )
-        after = SLRState(
-            x, members, state.seed, state.step + 1, 0.0, beta, finished, z, mean, memory
+        after = replace(
+            state,
+            step=state.step + 1,
+            beta=beta,
+            finished=finished,
+            z=z,
+            mean=mean,
+            memory=memory,
         )
-        return after, info
+        return self._placed(after, prior, order, count, state.x), info
+
+    def _placed(
+        self, state: SLRState, prior: White, order: Tensor, count: int, like: Tensor
+    ) -> SLRState:
+        """The state with this rank's part of `count` members, at the coordinates z."""
+        members = self.own_members(prior, state.comm, count)
+        white = random.normal((len(prior.scales),), state.seed, Stream.SAMPLER, members, state.step)
+        white[:, order] = state.z[list(members)]
+        return replace(state, x=prior.from_white(white.to(like)), members=members)
 
     @property
     def posterior_members(self) -> int:
@@ -164,24 +189,20 @@ def _informed(prior: White, kept: float) -> tuple[Tensor, Tensor]:
     return order[:keep], scales[:keep] / scales[0]
 
 
-def _draw(
+def _coordinates(
     prior: White,
     order: Tensor,
     law: tuple[Tensor, Tensor],
     key: tuple[int, tuple[int, ...], int],
-    like: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Members with the coordinates `order` from N(mean, root root^T), the others from the prior.
+) -> Tensor:
+    """Draws of the coordinates `order` from N(mean, root root^T), (J, K), float64.
 
-    law: mean and root. key: seed, members, step. Returns x, (J, *X) in the dtype and device of
-    `like`, and the coordinates z, (J, K).
+    law: mean and root. key: seed, members, step.
     """
     mean, root = law
     seed, members, step = key
     white = random.normal((len(prior.scales),), seed, Stream.SAMPLER, members, step)
-    z = mean + white[:, order] @ root.T
-    white[:, order] = z
-    return prior.from_white(white.to(like)), z
+    return mean + white[:, order] @ root.T
 
 
 def _recall(memory: Evaluations | None, new: Evaluations, step: int) -> Evaluations:

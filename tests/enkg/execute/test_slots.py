@@ -9,6 +9,7 @@ import pytest
 import enkg
 from enkg.execute.slots import Job, Slots
 from enkg.failure import Cause, FailurePolicy, MemberFailed
+from enkg.simulator import Announcing
 
 
 class Doubling:
@@ -25,7 +26,7 @@ class Doubling:
         if answer == "wait":
             self.ended.wait(30)
             raise MemberFailed(Cause.SIGNAL, "ended")
-        return 2 * x
+        return np.full_like(x, np.nan) if answer == "rubbish" else 2 * x
 
     def interrupt(self) -> None:
         self.ended.set()
@@ -259,3 +260,113 @@ def test_that_a_row_of_nan_is_a_failure_and_a_hole_is_left_to_the_mask():
     assert failure is not None
     assert failure.cause is Cause.NONFINITE
     assert result.failures[2] is None
+
+
+# --- what is told of a batch, and its order ----------------------------------------------------
+
+
+def test_that_each_settled_member_is_announced_with_its_calls():
+    def act(x, job):
+        if of(x) == 3 or (of(x) == 1 and job.attempt == 0):
+            raise MemberFailed(Cause.SIGNAL, "SIGKILL")
+        return "rubbish" if of(x) == 2 else None
+
+    told = {}
+    evaluator = Slots([Doubling(act), Doubling(act)], FailurePolicy(retries=2))
+    assert isinstance(evaluator, Announcing)
+    evaluator.announce = lambda j, y, failure, calls: told.setdefault(j, (y, failure, calls))
+    x = members(6)
+    result = evaluator.evaluate(x.copy())
+    assert sorted(told) == list(range(6))
+    for j, (y, failure, _) in told.items():
+        assert failure == result.failures[j]
+        assert (y is None) == (failure is not None)
+        if y is not None:
+            np.testing.assert_array_equal(y, result.y[j])
+    assert [told[j][2] for j in range(6)] == [1, 2, 1, 3, 1, 1]
+    assert result.calls == 9
+
+
+def test_that_members_of_a_batch_that_is_repeated_one_by_one_cost_two_calls():
+    def act(x, job):
+        if 5 in [of(row) for row in x]:
+            raise MemberFailed(Cause.REPORTED, "negative depth")
+
+    told = {}
+    evaluator = Slots([Doubling(act)], FailurePolicy(), batch=4)
+    evaluator.announce = lambda j, y, failure, calls: told.setdefault(j, calls)
+    result = evaluator.evaluate(members(10))
+    assert [told[j] for j in range(10)] == [1, 1, 1, 1, 2, 2, 2, 2, 1, 1]
+    assert sum(told.values()) == result.calls
+
+
+def test_that_what_was_stopped_is_not_announced():
+    told = []
+    begun = threading.Event()
+
+    def act(x, job):
+        if of(x) == 2:
+            begun.set()
+        return "wait" if of(x) == 2 else None
+
+    # The driver says "signal", as of a program that was killed together with us.
+    evaluator = Slots([Doubling(act)], FailurePolicy(retries=0))
+    evaluator.announce = lambda j, y, failure, calls: told.append(j)
+    stopping = threading.Thread(target=lambda: (begun.wait(30), evaluator.stop()))
+    stopping.start()
+    result = evaluator.evaluate(members(5))
+    stopping.join()
+    assert told == [0, 1]
+    assert [f is None for f in result.failures] == [True, True, False, False, False]
+
+
+def test_that_an_error_of_the_listener_ends_the_batch():
+    def listen(j, y, failure, calls):
+        raise OSError("no room")
+
+    evaluator = Slots([Doubling(), Doubling()], FailurePolicy())
+    evaluator.announce = listen
+    with pytest.raises(OSError, match="no room"):
+        evaluator.evaluate(members(8))
+
+
+def test_that_a_batch_remembers_what_each_member_took():
+    slots = Slots([Doubling(lambda x, job: time.sleep(0.02 * (of(x) == 1)))], FailurePolicy())
+    begin = time.monotonic()
+    slots.evaluate(members(3))
+    assert slots.seconds[1] >= 0.02
+    assert slots.seconds.sum() <= time.monotonic() - begin
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_that_the_longest_of_the_last_batch_goes_first(batch):
+    driver = Doubling()
+    slots = Slots([driver], FailurePolicy(), batch=batch)
+    first = slots.evaluate(members(6))
+    slots.seconds = np.array([1, 1, 9, 1, 1, 3])
+    second = slots.evaluate(members(6))
+    slots.evaluate(members(4))  # of another length: in its order
+    order = [[job.member for job in driver.jobs if job.batch == number] for number in range(3)]
+    if batch == 1:
+        assert order == [[0, 1, 2, 3, 4, 5], [2, 5, 0, 1, 3, 4], [0, 1, 2, 3]]
+    else:
+        assert order == [[0, 2, 4], [2, 4, 0], [0, 2]]
+    np.testing.assert_array_equal(first.y, second.y)
+
+
+def test_that_others_of_the_batch_count_when_it_is_judged():
+    def act(x, job):
+        if of(x) != 1:
+            raise MemberFailed(Cause.EXIT, "1")
+
+    alone, among = Doubling(act), Doubling(act)
+    Slots([alone], FailurePolicy()).evaluate(members(6))
+    assert len(alone.jobs) == 5  # 1 and the last could not make three
+    evaluator = Slots([among], FailurePolicy())
+    evaluator.others = (6, 0)
+    evaluator.evaluate(members(6))
+    assert len(among.jobs) == 6
+    evaluator.others = (1, 30)
+    with pytest.raises(enkg.EnsembleFailure, match="not finished"):
+        evaluator.evaluate(members(6))
+    assert len(among.jobs) == 6

@@ -1,0 +1,125 @@
+"""The guided loop of a run: steps of the method, until it is finished; and the way back into it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from enkg import ensemble
+from enkg.beat import Beat
+from enkg.comm import Comm, by_unknown, together
+from enkg.counted import Counted, counted
+from enkg.errors import EnsembleFailure
+from enkg.experiment import Experiment
+from enkg.forward import Forward
+from enkg.guidance import Guidance, Info, State
+from enkg.journal import Journal, Standing
+from enkg.machine import device, threads
+from enkg.simulator import Evaluator
+
+log = logging.getLogger("enkg")
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """The end of the loop. predicted: data of the first members of the ensemble. earlier: seconds
+    that the run had taken before it was resumed."""
+
+    standing: Standing
+    predicted: Tensor
+    earlier: float
+
+
+def guided(
+    experiment: Experiment, evaluator: Evaluator, observer: Beat, journal: Journal, comm: Comm
+) -> Ended:
+    """All steps of the run that have not been done yet. Collective."""
+    begin = perf_counter()
+    guidance, observation = experiment.guidance, experiment.observation
+    dtype = torch.float64 if experiment.double else torch.float32
+    place = together(comm, lambda: device(experiment.device, comm))
+    like = torch.empty(0, dtype=dtype, device=place)
+    prior = counted(experiment.prior, experiment.chunk, place, torch.get_num_threads())
+    forward = Forward(experiment, evaluator, observer.simulating, comm)
+    observer.counts = forward.count
+    log.info("%s, %d members, seed %d", type(guidance).__name__, guidance.members, experiment.seed)
+
+    observer.started(experiment, guidance.sweeps)
+    try:
+        with threads(1):
+            standing = journal.restore(guidance.state, like)
+            if standing is None:
+                state = guidance.init(prior, experiment.seed, like, comm)
+                standing = Standing(state, forward.count)
+            else:
+                forward.count, prior.calls = standing.count, standing.denoiser_calls
+                observer.counts = forward.count
+                log.info("going on after step %d", standing.state.step)
+                prior.first = standing.state.first
+            forward.ledger = journal.ledger
+            earlier = standing.seconds
+            try:
+                while not standing.state.finished:
+                    state, info = guidance.step(standing.state, prior, forward, observation)
+                    if experiment.failure.drop:
+                        state = _without_the_dead(guidance, state, info)
+                        prior.first = state.first
+                    if info.evaluated and standing.first is None:
+                        standing.first = info.evaluated[0]
+                    standing.seconds = earlier + perf_counter() - begin
+                    row = _row(info, forward, prior, standing.seconds, comm)
+                    _log_step(row)
+                    standing.state, standing.rows = state, (*standing.rows, row)
+                    standing.denoiser_calls = prior.calls
+                    observer.stepped(info, row)
+                    journal.keep(standing)
+                predicted = forward(_first(standing.state, experiment.predict))
+            except EnsembleFailure:
+                journal.pardon(forward.batch)
+                raise
+    finally:
+        observer.ended()
+    return Ended(standing, predicted, earlier)
+
+
+def _first(state: State, count: int | None) -> Tensor:
+    """This rank's part of the first members of all."""
+    first = state.first
+    return state.x if count is None else state.x[: max(0, count - first)]
+
+
+def _without_the_dead(guidance: Guidance, state: State, info: Info) -> State:
+    living = torch.ones(0, dtype=torch.bool)
+    for _, y in info.evaluated:
+        now = ensemble.alive(y).cpu()
+        living = now if not len(living) else living & now
+    if not len(living) or bool(living.all()):
+        return state
+    return guidance.drop(state, living)
+
+
+def _row(
+    info: Info, forward: Forward, prior: Counted, seconds: float, comm: Comm
+) -> dict[str, float]:
+    spread = float("nan")
+    if info.evaluated:
+        variance = by_unknown(comm, info.evaluated[-1][0], ensemble.variance)
+        spread = float(variance.mean().sqrt())
+    return {
+        "sigma": info.sigma,
+        "power": info.power,
+        "beta": info.beta,
+        "misfit_per_datum": float("nan") if info.misfit is None else info.misfit,
+        "spread": spread,
+        "calls": forward.count.calls,
+        "failed": forward.count.failed,
+        "denoiser_calls": sum(comm.gather(prior.calls)),
+        "seconds": seconds,
+    }
+
+
+def _log_step(row: Mapping[str, float]) -> None:
+    log.info(" ".join(f"{k}={v:.6g}" for k, v in row.items()))

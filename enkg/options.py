@@ -1,0 +1,141 @@
+"""What can be asked on the command line; the docstrings are the help."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from enkg.comm import Kind
+from enkg.scaffold import Language
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run an experiment file and leave a run directory behind.
+
+    FILE defines `experiment`: an enkg.Experiment, or a function with typed arguments that returns
+    one. Every argument of the function and every field of the experiment can be given after FILE,
+    for instance --guidance.members 512 --seed 3; `enkg run FILE --help` lists them.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The experiment file."""
+    out: Path | None = None
+    """The run directory; runs/NAME-OF-FILE if not given."""
+    overwrite: bool = False
+    """Replace a run that is already there; its results are removed before the new run starts."""
+    resume: bool = False
+    """Go on with the unfinished run in the directory, or begin; a finished one is only printed."""
+    force: bool = False
+    """With --resume: go on even though the experiment has changed."""
+    guidance: str | None = None
+    """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
+    time_limit: str | None = None
+    """Stop after H:MM:SS and end with exit code 75, so that `enkg resume` can go on."""
+    comm: Kind = "auto"
+    """How the ranks of a parallel run speak to each other: auto asks the launcher (mpiexec, srun,
+    torchrun); alone is for one process that has nothing to do with the others."""
+    controller: bool = False
+    """Under mpiexec or srun: the first rank guides, the others simulate, one call at a time each.
+    For members that take very different times; else every rank guides its share."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was killed, stopped or failed; nothing is simulated twice.
+
+    The experiment is built anew from the file and the arguments that the run was begun with. Any
+    number of ranks may go on with what any other number began.
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """The run directory."""
+    force: bool = False
+    """Go on even though the experiment has changed since."""
+    time_limit: str | None = None
+    """Stop after H:MM:SS and end with exit code 75."""
+    comm: Kind = "auto"
+    """As for enkg run."""
+    controller: bool = False
+    """As for enkg run."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Show how far a run is, from another terminal or another node.
+
+    Says whether it runs, was stopped, was killed, or is finished, and what to do then. For a
+    directory of runs (enkg submit --vary), one line for each.
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """The run directory, or a directory of runs."""
+    watch: bool = False
+    """Look again every 2 s until it ends."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the experiments, guidance methods, priors and simulators that enkg can see from here."""
+
+    root: tyro.conf.Positional[Path | None] = None
+    """The project to look at; the one around the working directory if not given."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print the numbers of a finished run and whether it can be trusted."""
+
+    directory: tyro.conf.Positional[Path]
+    """The run directory."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write all arrays of a finished run into one NetCDF file."""
+
+    directory: tyro.conf.Positional[Path]
+    """The run directory."""
+    netcdf: Path
+    """The file to write."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Try a few prior draws on the simulator of an experiment, before the whole run.
+
+    Says whether the same input gives the same output, whether a member's answer depends on its
+    neighbours, how failures look, what a call takes, what the run will cost, and what to change.
+    Ends with exit code 1 if the simulator is not sound. Takes the same arguments after FILE as
+    `enkg run`.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The experiment file."""
+    draws: int = 4
+    """Prior draws to try; the check costs three calls for each and three more."""
+    guidance: str | None = None
+    """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+
+@dataclass(frozen=True)
+class New:
+    """Write a simulator that works, to be filled with your own code."""
+
+    kind: tyro.conf.Positional[Literal["simulator"]]
+    """What to write."""
+    name: tyro.conf.Positional[str]
+    """Its name: small letters, digits and _."""
+    language: Language = "python"
+    """The language of the program."""
+    folder: Path | None = None
+    """Where to put it; simulators/ if that is here, else the working directory."""

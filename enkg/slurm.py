@@ -1,0 +1,212 @@
+"""enkg submit: a run, or a grid of runs, as a job on a cluster with SLURM.
+
+In the run directory, or the grid's folder:
+
+    job.sh             the batch script (see `enkg.slurm_script`)
+    job.id             number of the job that was submitted last
+    slurm-JOB.log      what the script itself and srun say
+    grid.json          the combinations of a grid (see `enkg.grid`)
+
+and in each run directory:
+
+    log-rank-R.txt     what rank R prints
+    job.rc             exit code of the last start
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from enkg import grid
+from enkg.errors import InputError, StoreError
+from enkg.slurm_script import Submit, check, margin, script, seconds
+
+__all__ = ["FILES", "JOB", "SCRIPT", "Submit", "in_queue", "submit"]
+
+SCRIPT, JOB, CODE = "job.sh", "job.id", "job.rc"
+FILES = (SCRIPT, JOB, CODE, grid.FILE, "slurm-*.log", "log-rank-*.txt")
+"""Patterns of the files of a job, which are no part of a run's results."""
+SINGLE = ("experiment.json", CODE)
+"""One of these is in a folder that a single run has made."""
+OURS = (*SINGLE, SCRIPT, grid.FILE)
+"""One of these is in a folder that a run or a job has made."""
+
+
+def submit(options: Submit, rest: list[str], console: Console, program: Sequence[str] = ()) -> int:
+    """Writes the batch script and submits it; returns the exit code, which is 0.
+
+    rest: the experiment's own arguments, as `enkg run` takes them. program: what takes the place of
+    `python -m enkg` in the job.
+
+    Raises InputError for options that no job can have, where there is no SLURM, and where SLURM
+    refuses; StoreError where the run directory is in use or finished.
+    """
+    check(options)
+    folder = options.directory
+    _check_vary(options, rest)
+    if not options.file.is_file():
+        raise InputError(f"there is no experiment file {options.file}")
+    if options.dry_run:
+        console.out(
+            script(options, rest, _missing(options, rest), program), end="", highlight=False
+        )
+        return 0
+    if shutil.which("sbatch") is None:
+        raise InputError(
+            "there is no sbatch on the PATH, so this machine submits no jobs to SLURM; run this on "
+            "a login node of the cluster, or print the script with --dry-run and copy it there"
+        )
+    _check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    indexes = _missing(options, rest)
+    if options.vary:
+        total = len(grid.grid(options.vary))
+        if not indexes:
+            _say(console, f"all {total} runs of {folder} are finished; nothing to submit")
+            return 0
+        if len(indexes) < total:
+            _say(console, f"{total - len(indexes)} of {total} runs are finished; they stay")
+        grid.save(folder, _grid(options, rest))
+    file = folder / SCRIPT
+    _write(file, script(options, rest, indexes, program), 0o755)
+    job = _sbatch(file)
+    _write(folder / JOB, f"{job}\n", 0o644)
+    _tell(options, job, len(indexes), console)
+    return 0
+
+
+def in_queue(job: str) -> bool:
+    """Whether SLURM still has a job, waiting or at work; False where there is no SLURM to ask."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", f"--jobs={job}", "--format=%T"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and bool(done.stdout.strip())
+
+
+def _check_vary(options: Submit, rest: Sequence[str]) -> None:
+    """No argument may be set to one value and varied as well."""
+    given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in rest if word[:1] == "-"}
+    if options.guidance is not None:
+        given.add("guidance")
+    varied = grid.grid(options.vary)[0] if options.vary else {}
+    for name in varied:
+        if name.replace("-", "_") in given:
+            raise InputError(f"{name} is given and varied; leave out --{name}, or its --vary")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises StoreError if a job must not write here."""
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; a run needs a directory")
+    if (folder / grid.FINISHED).is_file():
+        raise StoreError(
+            f"{folder} holds a finished run (see it with: enkg show {shlex.quote(str(folder))}); "
+            "give another --out"
+        )
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and not any((folder / name).exists() for name in OURS)
+    ):
+        raise StoreError(f"{folder} holds files that no run of enkg wrote; choose another --out")
+    try:
+        job = (folder / JOB).read_text().strip()
+    except OSError:
+        return
+    if job and in_queue(job):
+        raise StoreError(
+            f"job {job} is already in the queue for {folder}; wait for its end, or cancel it with: "
+            f"scancel {job}"
+        )
+
+
+def _grid(options: Submit, rest: Sequence[str]) -> grid.Grid:
+    guidance = () if options.guidance is None else ("--guidance", options.guidance)
+    configurations = tuple(grid.grid(options.vary))
+    return grid.Grid(configurations, str(options.file.absolute()), (*guidance, *rest))
+
+
+def _missing(options: Submit, rest: Sequence[str]) -> list[int]:
+    """Numbers of the runs of the grid that are not finished; none where there is no grid.
+
+    Raises StoreError if the folder holds something else.
+    """
+    folder = options.directory
+    if grid.exists(folder):
+        if not options.vary:
+            raise StoreError(f"{folder} holds a grid, no single run; give another --out")
+        grid.same(folder, _grid(options, rest))
+        return grid.missing(folder)
+    if not options.vary:
+        return []
+    if any((folder / name).exists() for name in SINGLE):
+        raise StoreError(f"{folder} holds a single run, no grid; give another --out")
+    return list(range(len(grid.grid(options.vary))))
+
+
+def _sbatch(file: Path) -> str:
+    """The job's number. Raises InputError with SLURM's own words if it refuses."""
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(file)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    job = done.stdout.strip().partition(";")[0]  # ;cluster
+    if done.returncode != 0 or not job:
+        said = [line.removeprefix("sbatch: ").strip() for line in done.stderr.splitlines()]
+        why = "; ".join(line.removeprefix("error: ") for line in said if line)
+        raise InputError(
+            f"SLURM refuses the job: {why or f'sbatch ended with {done.returncode}'} "
+            f"(the script is {file})"
+        )
+    return job
+
+
+def _tell(options: Submit, job: str, runs: int, console: Console) -> None:
+    folder = options.directory
+    shown = shlex.quote(
+        os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    )
+    nodes = f"{options.nodes} node{'s' * (options.nodes > 1)}"
+    ranks = f"{options.ranks} rank{'s' * (options.ranks > 1)}"
+    many = f", {runs} run{'s' * (runs > 1)} of" if options.vary else ","
+    _say(console, f"submitted job {job}{many} {nodes} and {ranks}")
+    last = "R" if options.ranks > 1 else "0"
+    lines = [("script", f"{shown}/{SCRIPT}")]
+    if options.vary:
+        lines += [("logs", f"{shown}/slurm-{job}_K.log, {shown}/KKKK/log-rank-{last}.txt")]
+    else:
+        lines += [("logs", f"{shown}/slurm-{job}.log, {shown}/log-rank-{last}.txt")]
+    lines += [("follow", f"enkg status {shown}"), ("", f"squeue -j {job}")]
+    lines += [("cancel", f"scancel {job}")]
+    if seconds(options.time) is not None:
+        asked = f"{margin(options)} s before {options.time}; up to {options.requeues} restarts"
+        lines.append(("stops", asked))
+    for name, text in lines:
+        _say(console, f"  {name:<8}{text}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.out(text, highlight=False)
+
+
+def _write(file: Path, text: str, mode: int) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    partial.chmod(mode)
+    os.replace(partial, file)
