@@ -1,7 +1,7 @@
 # make demo      sets everything up and inverts Navier-Stokes vorticity; results in runs/demo
 # make test      sets everything up and passes the tests
 # make test-all  the slow checks as well
-# make tools     on Debian, as root: the Fortran compiler that some tests and examples want
+# make tools     on Debian, as root: the Fortran compiler and the SLURM that some tests want
 # make lint      ruff, pyright and import-linter alone
 # make docs      the documentation, in site/
 
@@ -24,6 +24,10 @@ tools:
 	@command -v gfortran >/dev/null || { \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends gfortran; } || \
 	  echo "no gfortran: the tests that need it are skipped" >&2
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; } || \
+	  echo "no SLURM: the tests that submit real jobs are skipped" >&2
 
 lint: .venv/.all
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from rich.table import Table as Grid
 import enkg
 from enkg import findings, report, serve, slurm, status, stop, store
 from enkg.check import check
-from enkg.comm import ALONE, Comm, Kind, together, world
+from enkg.comm import ALONE, Comm, Kind, one_for_all, together, world
 from enkg.comm.mpi import Mpi
 from enkg.errors import EnkgError, InputError
 from enkg.execute import crew
@@ -24,6 +24,7 @@ from enkg.execute.crew import Crew
 from enkg.experiment import Experiment
 from enkg.guidance import METHODS
 from enkg.load import discover, guarded, load, project_root
+from enkg.machine import own_cores
 from enkg.options import Check, Export, List, New, Resume, Run, Show, Status
 from enkg.progress import Watch, calls
 from enkg.run import run
@@ -139,7 +140,7 @@ def _resume(command: Resume) -> int:
 def _ranks(kind: str) -> Iterator[Comm]:
     """The ranks of a run; all but the first say nothing but what is theirs alone."""
     comm = world(cast("Kind", kind if kind in get_args(Kind) else "auto"))
-    with ExitStack() as stack:
+    with one_for_all(comm), ExitStack() as stack:
         if comm.rank > 0:
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
@@ -155,14 +156,14 @@ def _kind(given: list[str]) -> str:
 
 def _inverted(options: Run, experiment: Experiment, out: Path, comm: Comm, rest: list[str]) -> int:
     """Runs it and prints the numbers."""
-    if options.time_limit is not None:
-        stop.limit(options.time_limit)
     hands = None
     if options.controller:
         hands = _crew(comm, experiment, out)
         if hands is None:
             return 0
         experiment, comm = dataclasses.replace(experiment, simulator=hands), ALONE
+    if options.time_limit is not None:
+        stop.limit(options.time_limit)
     run(
         experiment,
         out,
@@ -189,10 +190,13 @@ def _crew(comm: Comm, experiment: Experiment, out: Path) -> Crew | None:
             "--controller needs an MPI launcher: mpiexec -n 9 enkg run FILE --controller guides on "
             "one rank and simulates on eight"
         )
-    if comm.rank == 0:
-        return Crew(comm.duplicate(), experiment.simulator)
-    crew.serve(comm.duplicate(), experiment.simulator, experiment.failure, out / store.FAILED)
-    return None
+    ranks = comm.duplicate()
+    with own_cores(comm):
+        if comm.rank > 0:
+            with stop.left_to_the_first_rank():
+                crew.serve(ranks, experiment.simulator, experiment.failure, out / store.FAILED)
+            return None
+    return Crew(ranks, experiment.simulator)
 
 
 def _submit(given: list[str]) -> int:

@@ -303,7 +303,7 @@ def _write(path: Path, arrays: Mapping[str, _Array]) -> None:
             chunks=(min(rows, chunks[0]), *chunks[1:]) if chunks else (),
             compressors=[Crc32cCodec()],
             fill_value=0,
-            config={"write_empty_chunks": True},  # else -0.0 would come back as 0.0
+            config={"write_empty_chunks": True},  # some versions take -0.0 for 0.0, the empty
         )
         target[...] = values
     for file in path.rglob("*"):

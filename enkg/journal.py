@@ -30,8 +30,8 @@ SHARE = 0.02
 class Standing:
     """Where a run stands: all that its results are made of.
 
-    first: the first clean ensemble of this rank, and the data of all. rows: the trace so far.
-    seconds: of the run's earlier lives.
+    denoiser_calls: of all ranks. rows: the trace so far. first: the first clean ensemble of this
+    rank, and the data of all. seconds: of the run's earlier lives.
     """
 
     state: State
@@ -49,7 +49,8 @@ class Journal:
     def __init__(self, folder: Path | None, comm: Comm) -> None:
         self.folder, self.comm = folder, comm
         self.ledger: Ledger | None = None
-        self._last, self._cost, self._first_kept = perf_counter(), 0.0, False
+        self._last, self._cost = perf_counter(), 0.0
+        self._first_kept, self._before = False, 0
         if folder is not None:
             self._steps = Checkpoints(folder / store.CHECKPOINT, comm)
             self._first = Checkpoints(folder / store.FIRST, comm)
@@ -75,7 +76,7 @@ class Journal:
                 (x0, y),
                 ours["seconds"],
             )
-            self._first_kept = True
+            self._first_kept, self._before = True, standing.count.batches
         batches = standing.count.batches if standing else 0
         self.ledger = Ledger(self.folder / store.ANSWERS, self.comm.rank, self.comm.size, batches)
         return standing
@@ -100,7 +101,9 @@ class Journal:
             self._first_kept = self._first.save(0, {"x": x0}, {"y": y})
         kept = self._first_kept and self._steps.save(standing.state.step, mine, ours)
         if kept and self.ledger is not None:
-            self.ledger.forget(standing.count.batches)
+            # Not what came after the checkpoint before: should this one be damaged, it counts.
+            self.ledger.forget(self._before)
+            self._before = standing.count.batches
         self._last = perf_counter()
         self._cost = self._last - now
 

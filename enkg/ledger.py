@@ -78,7 +78,7 @@ class Ledger:
     folder: of all ranks; made if it is not there. after: what belongs to earlier batches is not
     looked at. size: number of ranks now; whatever the number was before, all is found.
 
-    Cost: an answer of 128 x 128 numbers, some 0.1 ms; a request to the disk every 5 s. If the disk
+    Cost: an answer of 128 x 128 numbers, some 0.3 ms; a request to the disk every 5 s. If the disk
     refuses, the run goes on without a ledger, and the log says so. Raises StoreError if the folder
     cannot be made.
     """

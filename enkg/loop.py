@@ -55,7 +55,8 @@ def guided(
                 state = guidance.init(prior, experiment.seed, like, comm)
                 standing = Standing(state, forward.count)
             else:
-                forward.count, prior.calls = standing.count, standing.denoiser_calls
+                forward.count = standing.count
+                prior.calls = standing.denoiser_calls if comm.rank == 0 else 0  # of all ranks
                 observer.counts = forward.count
                 log.info("going on after step %d", standing.state.step)
                 prior.first = standing.state.first
@@ -73,7 +74,7 @@ def guided(
                     row = _row(info, forward, prior, standing.seconds, comm)
                     _log_step(row)
                     standing.state, standing.rows = state, (*standing.rows, row)
-                    standing.denoiser_calls = prior.calls
+                    standing.denoiser_calls = int(row["denoiser_calls"])
                     observer.stepped(info, row)
                     journal.keep(standing)
                 predicted = forward(_first(standing.state, experiment.predict))

@@ -6,7 +6,6 @@ adapter and the observation, and handed to `Guidance.step`.
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import Any
 import xarray as xr
 
 from enkg import report, results, store
-from enkg.beat import Beat, Observer, Silent
+from enkg.beat import PROGRESS, Beat, Observer, Silent
 from enkg.beat import State as Life
-from enkg.comm import ALONE, Comm, at_root, is_common, once, together
+from enkg.comm import ALONE, Comm, at_root, once, one_for_all, together
 from enkg.errors import InputError
 from enkg.execute import Cached, opened
 from enkg.execute.identity import identity_of
@@ -28,7 +27,6 @@ from enkg.experiment import Experiment
 from enkg.journal import Journal
 from enkg.loop import guided
 from enkg.machine import own_cores
-from enkg.stop import Stopped
 
 __all__ = ["Observer", "Silent", "run"]
 
@@ -81,17 +79,13 @@ def run(
         tuple(arguments),
         comm,
     )
-    try:
-        with ExitStack() as stack:
-            once(comm, lambda: _enter(stack, store.claimed(directory)))
-            done = resume and order.directory is not None
-            if done and once(comm, lambda: store.is_finished(order.out)):
-                return store.open_run(order.out)
-            return _recorded(order)
-    except BaseException as error:
-        if comm.size > 1 and not is_common(error):
-            _end_all(comm, error)
-        raise
+    with one_for_all(comm), ExitStack() as stack:
+        once(comm, lambda: _enter(stack, store.claimed(directory)))
+        done = resume and order.directory is not None
+        if done and once(comm, lambda: store.is_complete(order.out)):
+            once(comm, lambda: _tidy(order.out))
+            return store.open_run(order.out)
+        return _recorded(order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,20 +108,14 @@ class _Order:
         return self.directory
 
 
+def _tidy(folder: Path) -> None:
+    """What a run leaves that was killed when all was written."""
+    store.clear(folder)
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
 def _enter(stack: ExitStack, context: Any) -> None:
     stack.enter_context(context)
-
-
-def _end_all(comm: Comm, error: BaseException) -> None:
-    """One rank cannot go on, and the others would wait for it for ever."""
-    if isinstance(error, KeyboardInterrupt):
-        code = error.code if isinstance(error, Stopped) else 130
-        text = str(error) or "stopped by the keyboard"
-    else:
-        code, text = 1, f"{type(error).__name__}: {error}"
-    if comm.rank == 0 or code == 1:
-        print(f"enkg: rank {comm.rank} of {comm.size}: {text}", file=sys.stderr, flush=True)
-    comm.abort(code)
 
 
 def _recorded(order: _Order) -> xr.DataTree:

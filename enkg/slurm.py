@@ -4,12 +4,12 @@ In the run directory, or the grid's folder:
 
     job.sh             the batch script (see `enkg.slurm_script`)
     job.id             number of the job that was submitted last
-    slurm-JOB.log      what the script itself and srun say
+    job-JOB.log      what the script itself and srun say
     grid.json          the combinations of a grid (see `enkg.grid`)
 
-and in each run directory:
+and in each run directory, where all that belongs to the job is called job something:
 
-    log-rank-R.txt     what rank R prints
+    job-rank-R.log     what rank R prints
     job.rc             exit code of the last start
 """
 
@@ -24,13 +24,12 @@ from rich.console import Console
 
 from enkg import grid
 from enkg.errors import InputError, StoreError
-from enkg.slurm_script import Submit, check, margin, script, seconds
+from enkg.slurm_options import Submit, check, margin, seconds
+from enkg.slurm_script import script
 
-__all__ = ["FILES", "JOB", "SCRIPT", "Submit", "in_queue", "submit"]
+__all__ = ["JOB", "SCRIPT", "Submit", "in_queue", "submit"]
 
 SCRIPT, JOB, CODE = "job.sh", "job.id", "job.rc"
-FILES = (SCRIPT, JOB, CODE, grid.FILE, "slurm-*.log", "log-rank-*.txt")
-"""Patterns of the files of a job, which are no part of a run's results."""
 SINGLE = ("experiment.json", CODE)
 """One of these is in a folder that a single run has made."""
 OURS = (*SINGLE, SCRIPT, grid.FILE)
@@ -189,9 +188,9 @@ def _tell(options: Submit, job: str, runs: int, console: Console) -> None:
     last = "R" if options.ranks > 1 else "0"
     lines = [("script", f"{shown}/{SCRIPT}")]
     if options.vary:
-        lines += [("logs", f"{shown}/slurm-{job}_K.log, {shown}/KKKK/log-rank-{last}.txt")]
+        lines += [("logs", f"{shown}/job-{job}_K.log, {shown}/KKKK/job-rank-{last}.log")]
     else:
-        lines += [("logs", f"{shown}/slurm-{job}.log, {shown}/log-rank-{last}.txt")]
+        lines += [("logs", f"{shown}/job-{job}.log, {shown}/job-rank-{last}.log")]
     lines += [("follow", f"enkg status {shown}"), ("", f"squeue -j {job}")]
     lines += [("cancel", f"scancel {job}")]
     if seconds(options.time) is not None:

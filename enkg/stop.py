@@ -50,6 +50,19 @@ def signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def left_to_the_first_rank() -> Iterator[None]:
+    """Signals do nothing to this process, which ends when the one that guides it ends. Programs
+    that it starts are not made deaf by this."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def limit(text: str) -> None:
     """Sets a time limit of our own, as SLURM writes them: MM, MM:SS, H:MM:SS or D-HH:MM:SS."""
     signal.setitimer(signal.ITIMER_REAL, seconds(text))
@@ -60,9 +73,9 @@ def seconds(text: str) -> float:
     >>> seconds("90"), seconds("1:30"), seconds("1:00:05"), seconds("2-00:00:00")
     (5400.0, 90.0, 3605.0, 172800.0)
     """
-    days, _, clock = text.rpartition("-")
+    days, dash, clock = text.rpartition("-")
     parts = clock.split(":")
-    numbers = [*([days] if days else []), *parts]
+    numbers = [*([days] if dash else []), *parts]
     if not all(n.isdecimal() for n in numbers) or len(parts) > 3 or not any(map(int, numbers)):
         raise InputError(
             f"{text!r} is no length of time; expected minutes, MM:SS, H:MM:SS or D-HH:MM:SS"

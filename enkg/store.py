@@ -27,7 +27,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +42,7 @@ from enkg.errors import StoreError
 
 log = logging.getLogger("enkg")
 
-LOCK = ".lock"
+LOCK, PARTIAL = ".lock", ".partial"
 FREE = ("device", "failure", "cache", "analyse", "simulator")
 """Fields of an experiment that may change while it is unfinished; what the simulator's answers
 depend on is recorded for itself."""
@@ -95,20 +95,21 @@ def create(directory: Path, overwrite: bool) -> Path:
     """
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; a run needs a directory")
-    if directory.is_dir() and any(file.name != LOCK for file in directory.iterdir()):
+    trifles = (LOCK, RECORD + PARTIAL)  # the latter of a run that was killed as it began
+    if directory.is_dir() and any(file.name not in trifles for file in directory.iterdir()):
         if not _is_ours(directory / RECORD):
             raise StoreError(
                 f"{directory} holds files that no run of enkg wrote; choose another --out"
-            )
-        if not overwrite and (directory / TREE).exists():
-            state = "a finished run" if (directory / SUMMARY).is_file() else "an unfinished run"
-            raise StoreError(
-                f"{directory} holds {state}; give another --out, or --overwrite to replace it"
             )
         if not overwrite and is_unfinished(directory):
             raise StoreError(
                 f"{directory} holds an unfinished run; `enkg resume {directory}` goes on with it, "
                 "--overwrite starts anew and throws away what it has simulated"
+            )
+        if not overwrite and (directory / TREE).exists():
+            state = "a finished run" if (directory / SUMMARY).is_file() else "an unfinished run"
+            raise StoreError(
+                f"{directory} holds {state}; give another --out, or --overwrite to replace it"
             )
         (directory / SUMMARY).unlink(missing_ok=True)  # from here on it is not a finished run
         for name in (TREE, FIGURES, FAILED):
@@ -126,12 +127,23 @@ def create(directory: Path, overwrite: bool) -> Path:
 def is_unfinished(directory: Path) -> bool:
     """Whether a run has left anything there that it could go on from."""
     answers = any(file.stat().st_size for file in (directory / ANSWERS).glob("*"))
-    return (answers or any((directory / CHECKPOINT).glob("*"))) and not is_finished(directory)
+    return (answers or any((directory / CHECKPOINT).glob("*"))) and not is_complete(directory)
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the directory holds a finished run with all its figures and tables, to which a
+    resumed run has nothing to add."""
+    return is_finished(directory) and not (directory / ANSWERS).exists()
 
 
 def clear(directory: Path) -> None:
-    """Removes what a run keeps there while it is unfinished."""
-    for name in (CHECKPOINT, FIRST, ANSWERS):
+    """Removes what a run keeps there while it is unfinished. The answers go at once, so that they
+    never lack a part."""
+    gone = directory / (ANSWERS + PARTIAL)
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(directory / ANSWERS, gone)
+    for name in (gone.name, CHECKPOINT, FIRST):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
@@ -177,14 +189,14 @@ def _is_ours(record: Path) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON under a temporary name, then renamed. NaN and infinity become null."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
 
 
 def write_tree(directory: Path, tree: xr.DataTree) -> None:
     """posterior.zarr, complete or not there at all."""
-    partial = directory / (TREE + ".partial")
+    partial = directory / (TREE + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     tree.to_zarr(partial, mode="w", consolidated=False)
     shutil.rmtree(directory / TREE, ignore_errors=True)
@@ -235,7 +247,7 @@ def export_netcdf(directory: str | Path, file: str | Path, overwrite: bool = Fal
     file = Path(file)
     if file.exists() and not overwrite:
         raise StoreError(f"{file} exists; give another name, or --overwrite to replace it")
-    partial = file.with_name(file.name + ".partial")
+    partial = file.with_name(file.name + PARTIAL)
     tree = open_run(directory).load()
     try:
         tree.to_netcdf(partial, engine="h5netcdf")

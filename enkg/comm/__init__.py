@@ -17,6 +17,7 @@ from enkg.comm.base import (
     by_unknown,
     is_common,
     once,
+    one_for_all,
     share,
     together,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "by_unknown",
     "is_common",
     "once",
+    "one_for_all",
     "share",
     "together",
     "world",

@@ -12,7 +12,9 @@ makes the result the same on any number of ranks.
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
@@ -148,6 +150,26 @@ def together(comm: Comm, f: Callable[[], T]) -> T:
                 found.add_note(f"on rank {rank} of {comm.size}")
             raise _common(found) from (error if rank == comm.rank else None)
     return value  # type: ignore[return-value]
+
+
+@contextmanager
+def one_for_all(comm: Comm) -> Iterator[None]:
+    """Ends all ranks if this one cannot go on: the others would wait for it for ever.
+
+    Exit code: the error's own `code`, else 130 for Ctrl-C and 1 for all else. An error that every
+    rank raised passes, so that it can be told once.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if comm.size == 1 or is_common(error) or isinstance(error, SystemExit):
+            raise
+        by_hand = isinstance(error, KeyboardInterrupt)
+        if comm.rank == 0 or not by_hand:
+            text = str(error) or "stopped by the keyboard"
+            text = text if by_hand else f"{type(error).__name__}: {text}"
+            print(f"enkg: rank {comm.rank} of {comm.size}: {text}", file=sys.stderr, flush=True)
+        comm.abort(getattr(error, "code", 130 if by_hand else 1))
 
 
 def is_common(error: BaseException) -> bool:

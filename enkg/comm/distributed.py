@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from enkg.comm.base import packed
-from enkg.comm.wait import EAGER, PRESENT, polled
+from enkg.comm.wait import polled
 from enkg.errors import InputError
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -59,7 +59,7 @@ class Distributed:
         data = _tensor(packed(value))
         sizes = self._gathered(_bytes(torch.tensor([len(data)])), [8] * self.size, self._host)
         counts = [int(size.view(torch.int64)) for size in sizes]
-        parts = self._gathered(data, counts, self._host, PRESENT)
+        parts = self._gathered(data, counts, self._host)
         return [pickle.loads(part.numpy().tobytes()) for part in parts]
 
     def broadcast(self, value: Any) -> Any:
@@ -84,7 +84,7 @@ class Distributed:
         device, group = self._way(x.device, places)
         data = _bytes(x.detach().to(device, dtype))
         each = int(np.prod(tail)) * dtype.itemsize
-        parts = self._gathered(data, [shape[0] * each for shape in shapes], group, PRESENT)
+        parts = self._gathered(data, [shape[0] * each for shape in shapes], group)
         return torch.cat(parts).view(dtype).reshape(-1, *tail).to(x.device)
 
     def swap(self, parts: Sequence[Tensor]) -> list[Tensor]:
@@ -103,8 +103,7 @@ class Distributed:
                 [part.numel() * dtype.itemsize for part in parts],
                 group=group,
                 async_op=True,
-            ),
-            PRESENT,
+            )
         )
         pieces = got.view(dtype).to(home).split(counts)
         return [piece.reshape(shape) for piece, shape in zip(pieces, coming, strict=True)]
@@ -116,15 +115,13 @@ class Distributed:
         """Ends this rank with that code; torchrun ends the others, and with exit code 1 itself."""
         os._exit(code)  # leaving the group in order would wait for ranks that may never come
 
-    def _gathered(
-        self, data: Tensor, counts: list[int], group: Any, eager: float = EAGER
-    ) -> list[Tensor]:
+    def _gathered(self, data: Tensor, counts: list[int], group: Any) -> list[Tensor]:
         """All ranks' bytes. Both transports want one length for all, so shorter ones are padded."""
         padded = data.new_zeros(max(counts))
         padded[: len(data)] = data
         out = [torch.empty_like(padded) for _ in counts]
         if len(padded):
-            self._wait(dist.all_gather(out, padded, group=group, async_op=True), eager)
+            self._wait(dist.all_gather(out, padded, group=group, async_op=True))
         return [part[:count] for part, count in zip(out, counts, strict=True)]
 
     def _way(self, home: torch.device, places: tuple[str, ...]) -> tuple[torch.device, Any]:
@@ -137,8 +134,8 @@ class Distributed:
             self._devices[places] = dist.new_group(backend="nccl", timeout=self._timeout)
         return home, self._devices[places]
 
-    def _wait(self, work: Any, eager: float = EAGER) -> None:
-        polled(work.is_completed, eager)
+    def _wait(self, work: Any) -> None:
+        polled(work.is_completed, eager=0.0)  # threads of gloo's own attend to transfers
         work.wait()  # raises what went wrong
 
 

@@ -15,7 +15,11 @@ slots               the queue of members before all of these
 process             programs started and ended     environment what they find around them
   guard               ends them if enkg is killed  verdict     why they ended
   printed             what they print              leftovers   what crashed MPI leaves behind
+crew                other ranks of an MPI world    crew_rank   what they do
+  mail                letters between them
+allocation          the nodes of a batch job
 cache               answers that were paid for     identity    whose they are
+  remember            the rest of a batch          around      what lies around the slots
 """
 
 from enkg.execute.cache import Cached

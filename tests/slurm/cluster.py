@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 STARTER = Path(__file__).parent / "single-node"
@@ -25,6 +26,8 @@ def ask(*words: str) -> str:
 
 def ready() -> bool:
     """Whether there is a SLURM whose one node is this machine, in working order."""
+    if not any(process.info["name"] == "slurmd" for process in psutil.process_iter(["name"])):
+        return False  # sinfo would wait for it
     try:
         lines = ask("sinfo", "--noheader", "--Node", "--format=%n %t").splitlines()
     except (OSError, subprocess.SubprocessError):
@@ -100,7 +103,7 @@ class Job:
         return self.facts()["JobState"]
 
     def wait(self, limit: float = 120) -> dict[str, str]:
-        """Until the job is over. A job that is queued again starts after some 5 s, not after 2 min."""
+        """Until the job is over; a job that is queued again starts some 6 s later."""
         queued: list[float] = []
 
         def over() -> bool:

@@ -258,7 +258,8 @@ def test_that_a_program_gives_the_same_to_the_last_bit_as_without_the_crew(progr
 
 
 def test_that_the_cut_of_a_straggler_ends_its_program(programs):
-    seen = programs["straggler"]
+    seen, next_batch = programs["straggler"]
+    assert causes(next_batch) == {}
     assert causes(seen) == {8: ("straggler cut", "took more than 1000 times the median")}
 
 

@@ -48,6 +48,14 @@ SRUN_CRASH = """negative depth
 srun: error: node7: task 1: Segmentation fault (core dumped)
 srun: error: node7: tasks 0,2-3: Killed
 """
+SRUN_BUSY = """srun: Job 19 step creation temporarily disabled, retrying (Requested nodes are busy)
+srun: error: Unable to create step for job 19: Job/step already completing or completed
+"""
+SRUN_WAITED = """srun: Job 9 step creation temporarily disabled, retrying (Requested nodes are busy)
+srun: Step created for job 19
+negative depth
+srun: error: node7: task 0: Exited with exit code 7
+"""
 SRUN_EXIT = "negative depth\nsrun: error: node7: task 1: Exited with exit code 7\n"
 SRUN_MEMORY = """slurmstepd: error: Detected 1 oom_kill event in StepId=4.0. Some were OOM-killed.
 srun: error: node7: task 0: Out Of Memory
@@ -105,6 +113,8 @@ in expression starting at /home/me/model.jl:3
         (["srun"], 7, "", SRUN_EXIT, Cause.EXIT, "7: negative depth"),
         (["srun"], 137, "", "", Cause.SIGNAL, "SIGKILL"),
         (["srun"], 1, "", SRUN_MEMORY, Cause.MEMORY, None),
+        (["srun"], 1, "", SRUN_BUSY, Cause.LAUNCH, None),
+        (["srun"], 7, "", SRUN_WAITED, Cause.EXIT, "7: negative depth"),
         (["p"], 1, "", "x.py\nMemoryError\n", Cause.MEMORY, "MemoryError"),
         (["p"], -6, "", "terminate\n  what():  std::bad_alloc\n", Cause.MEMORY, None),
         (["p"], 1, "", "sh: Cannot allocate memory\n", Cause.MEMORY, None),
