@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 import enkg
-from enkg import findings, report, serve, slurm, status, stop, store
+from enkg import findings, grid, report, serve, slurm, status, stop, store
 from enkg.check import check
 from enkg.comm import ALONE, Comm, Kind, one_for_all, together, world
 from enkg.comm.mpi import Mpi
@@ -201,6 +201,8 @@ def _crew(comm: Comm, experiment: Experiment, out: Path) -> Crew | None:
 
 def _submit(given: list[str]) -> int:
     options, _, rest = _experiment(Submit, "submit", given)
+    for configuration in grid.grid(options.vary):  # a mistake is told now, not in the queue
+        _experiment(Submit, "submit", [*given, *grid.arguments(configuration)])
     return slurm.submit(options, rest, console)
 
 

@@ -46,8 +46,12 @@ class Count:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Count":
-        """The inverse of `dataclasses.asdict`."""
+        """The inverse of `as_mapping`."""
         return cls(**{**values, "causes": Counter(values["causes"])})
+
+    def as_mapping(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {**vars(self), "causes": dict(self.causes)}
 
     def add(self, failures: Sequence[Failure | None], calls: int, seconds: float) -> None:
         found = [failure for failure in failures if failure is not None]

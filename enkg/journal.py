@@ -9,7 +9,7 @@ checkpoints need not follow each step: one is written where it costs less than `
 since the last.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -91,7 +91,7 @@ class Journal:
         mine, ours = pack(standing.state)
         ours = {
             "state": ours,
-            "count": asdict(standing.count),
+            "count": standing.count.as_mapping(),
             "denoiser_calls": standing.denoiser_calls,
             "rows": list(standing.rows),
             "seconds": standing.seconds,

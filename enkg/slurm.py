@@ -24,7 +24,7 @@ from rich.console import Console
 
 from enkg import grid
 from enkg.errors import InputError, StoreError
-from enkg.slurm_options import Submit, check, margin, seconds
+from enkg.slurm_options import Submit, check, margin
 from enkg.slurm_script import script
 
 __all__ = ["JOB", "SCRIPT", "Submit", "in_queue", "submit"]
@@ -193,7 +193,7 @@ def _tell(options: Submit, job: str, runs: int, console: Console) -> None:
         lines += [("logs", f"{shown}/job-{job}.log, {shown}/job-rank-{last}.log")]
     lines += [("follow", f"enkg status {shown}"), ("", f"squeue -j {job}")]
     lines += [("cancel", f"scancel {job}")]
-    if seconds(options.time) is not None:
+    if options.time is not None:
         asked = f"{margin(options)} s before {options.time}; up to {options.requeues} restarts"
         lines.append(("stops", asked))
     for name, text in lines:

@@ -9,6 +9,7 @@ import tyro
 
 from enkg.comm import Kind
 from enkg.errors import InputError
+from enkg.stop import seconds
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -129,28 +130,12 @@ def check(options: Submit) -> None:
     for word in options.sbatch:
         if "\n" in word or not word.strip("- "):
             raise InputError(f"--sbatch is {word!r}; expected one option, such as constraint=a100")
-    seconds(options.time)
-
-
-def seconds(time: str | None) -> int | None:
-    """Seconds of a time limit in one of SLURM's forms; raises InputError for another."""
-    if time is None:
-        return None
-    if not re.fullmatch(r"(\d+-\d+(:\d+){0,2})|(\d+(:\d+){0,2})", time):
-        raise InputError(
-            f"--time is {time!r}; expected hours, minutes and seconds such as 4:00:00, with days "
-            "1-12:00:00, or minutes alone"
-        )
-    days, dash, rest = time.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
-    found = int(days or 0) * 86400 + sum(a * b for a, b in zip(parts, units, strict=False))
-    if found == 0:
-        raise InputError(f"--time is {time!r}; expected more than no time at all")
-    return found
+    if options.time is not None:
+        seconds(options.time)
 
 
 def margin(options: Submit) -> int:
     """Seconds before the time limit at which the run is asked to stop."""
-    limit = seconds(options.time)
-    return options.margin if limit is None else max(1, min(options.margin, limit // 2))
+    if options.time is None:
+        return options.margin
+    return max(1, min(options.margin, int(seconds(options.time)) // 2))

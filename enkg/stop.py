@@ -25,8 +25,8 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """Turns the signals into `Stopped`, for as long as the block runs; the second one of any kind
-    ends the process at once."""
+    """Turns the signals into `Stopped`, for as long as the block runs; the second one of any kind,
+    Ctrl-C among them, ends the process at once."""
     names = {
         signal.SIGTERM: "stopped by SIGTERM",
         signal.SIGUSR1: "stopped by SIGUSR1",
@@ -39,9 +39,14 @@ def signals() -> Iterator[None]:
         if asked:
             os._exit(AT_ONCE)
         asked = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Stopped(names[signal.Signals(number)])
 
-    before = {number: signal.signal(number, stop) for number in names}
+    numbers = [*names]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

@@ -48,6 +48,8 @@ FREE = ("device", "failure", "cache", "analyse", "simulator")
 depend on is recorded for itself."""
 CHECKPOINT, FIRST, ANSWERS = "checkpoint", "first", "answers"
 LOG_OF_RANK = "log-{}.txt"
+JOB = "job"
+"""What the files of a batch job begin with (`enkg.slurm`)."""
 RECORD, LOG, TREE, SUMMARY, FIGURES, FAILED = (
     "experiment.json",
     "log.txt",
@@ -95,8 +97,7 @@ def create(directory: Path, overwrite: bool) -> Path:
     """
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; a run needs a directory")
-    trifles = (LOCK, RECORD + PARTIAL)  # the latter of a run that was killed as it began
-    if directory.is_dir() and any(file.name not in trifles for file in directory.iterdir()):
+    if directory.is_dir() and any(not _is_trifle(file) for file in directory.iterdir()):
         if not _is_ours(directory / RECORD):
             raise StoreError(
                 f"{directory} holds files that no run of enkg wrote; choose another --out"
@@ -122,6 +123,12 @@ def create(directory: Path, overwrite: bool) -> Path:
     except OSError as error:
         raise StoreError(f"cannot make the run directory {directory}: {error}") from error
     return directory
+
+
+def _is_trifle(file: Path) -> bool:
+    """Whether a file may lie in a run directory before the run: its lock, a record that a killed
+    run left half written, the script and logs of a batch job."""
+    return file.name in (LOCK, RECORD + PARTIAL) or file.name.startswith(JOB)
 
 
 def is_unfinished(directory: Path) -> bool:

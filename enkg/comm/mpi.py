@@ -39,7 +39,7 @@ class Mpi:
         self._wait(self._comm.Ibcast(size))
         if self.rank != 0:
             data = np.empty(int(size[0]), np.uint8)
-        self._wait(self._comm.Ibcast(data))
+        self._wait(self._comm.Ibcast(data), PRESENT)
         return value if self.rank == 0 else pickle.loads(data.tobytes())
 
     def rows(self, x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ LINE = 32
 
 @dataclass(frozen=True)
 class Note:
-    """What the simulator noted: `begun` or `ended`, which member, in which process."""
+    """What the simulator noted of which member, in which process: `begun`, `ended`, `wrong`."""
 
     what: str
     member: str

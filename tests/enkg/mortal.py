@@ -38,12 +38,13 @@ def simulate(x, fails="never", pause=0.005):
         time.sleep(pause)
         bad = not (HERE / "mended").exists() and (
             (fails in ("some", "slow") and x[0] > 0.9)
-            or (fails == "late" and abs(x[0]) < 0.3 and (HERE / "late").exists())
-            or fails == "all"
+            or (fails == "most" and x[0] > -0.5)
+            or fails in ("all", "hang")
         )
-        if bad and fails == "slow":
+        if bad and fails in ("slow", "hang"):
             time.sleep(60)
         if bad:
+            note("wrong", member)
             raise ArithmeticError("too warm")
         x = x.astype(np.float64)
         return np.tanh(x[:3]) + 0.3 * x[1:4] * x[3:]
@@ -101,8 +102,11 @@ def experiment(
 
 WORKER = """
 import os
+import signal
 import sys
 
+if FAILS == "hang":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sys.path.insert(0, os.path.dirname(os.environ["ENKG_FOLDER"]))
 from enkg_worker import serve
 from model import simulate
@@ -113,7 +117,7 @@ serve(lambda x: simulate(x, fails=FAILS))
 MANIFEST = """
 name = "mortal"
 timeout = 30.0
-grace = 0.3
+grace = GRACE
 [input]
 shape = [6]
 [output]
@@ -132,4 +136,5 @@ def write(folder: Path, fails: str = "never") -> None:
     program.mkdir()
     shutil.copy(Path(enkg.__file__).parent / "stubs" / "python" / "enkg_worker.py", program)
     (program / "worker.py").write_text(WORKER.replace("FAILS", repr(fails)))
-    (program / "simulator.toml").write_text(MANIFEST.replace("PYTHON", sys.executable))
+    manifest = MANIFEST.replace("GRACE", "10.0" if fails == "hang" else "0.3")
+    (program / "simulator.toml").write_text(manifest.replace("PYTHON", sys.executable))

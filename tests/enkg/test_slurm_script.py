@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from enkg.slurm_options import margin, seconds
+from enkg.slurm_options import margin
 from enkg.slurm_script import script
 from tests.enkg.submitting import (
     LISTENING,
@@ -195,21 +195,6 @@ def test_that_the_code_survives_several_signals(tmp_path, fakes):
     text = standing_in(tmp_path, slow + "sys.exit(75)")
     signals = [signal.SIGUSR1] * 3
     assert executed(tmp_path, text, *signals) == 75
-
-
-@pytest.mark.parametrize(
-    ("time", "expected"),
-    [
-        ("90", 5400),
-        ("1:30", 90),
-        ("4:00:00", 14400),
-        ("2-0", 172800),
-        ("1-12:30", 131400),
-        ("1-0:0:1", 86401),
-    ],
-)
-def test_that_time_is_read_as_slurm_reads_it(time, expected):
-    assert seconds(time) == expected
 
 
 def test_that_the_margin_leaves_half_of_a_short_limit():

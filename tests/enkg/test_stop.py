@@ -72,7 +72,15 @@ def test_that_what_is_no_time_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("5", 300), ("0:10", 10), ("4:00:00", 14400), ("1-0:0:30", 86430)]
+    ("text", "expected"),
+    [
+        ("5", 300),
+        ("1:30", 90),
+        ("4:00:00", 14400),
+        ("2-0", 172800),
+        ("1-12:30", 131400),
+        ("1-0:0:30", 86430),
+    ],
 )
 def test_that_times_are_read_as_slurm_reads_them(text, expected):
     assert seconds(text) == expected
