@@ -15,7 +15,7 @@ from typing import Any
 
 import xarray as xr
 
-from enkg import report, results, store
+from enkg import agreement, report, results, store
 from enkg.beat import PROGRESS, Beat, Observer, Silent
 from enkg.beat import State as Life
 from enkg.comm import ALONE, Comm, at_root, once, one_for_all, together
@@ -26,7 +26,7 @@ from enkg.execute.parcel import refuse_in_worker
 from enkg.experiment import Experiment
 from enkg.journal import Journal
 from enkg.loop import guided
-from enkg.machine import own_cores
+from enkg.machine import own_cores, threads
 
 __all__ = ["Observer", "Silent", "run"]
 
@@ -80,6 +80,7 @@ def run(
         comm,
     )
     with one_for_all(comm), ExitStack() as stack:
+        agreement.check(experiment, comm)
         once(comm, lambda: _enter(stack, store.claimed(directory)))
         done = resume and order.directory is not None
         if done and once(comm, lambda: store.is_complete(order.out)):
@@ -207,8 +208,9 @@ def _written(
     begin: float,
 ) -> xr.DataTree:
     """The results, in the run directory if there is one. By rank 0. begin: of all lives."""
-    summary = results.summarise(experiment, outcome)
-    tree = results.tabulate(experiment, outcome, rows)
+    with threads(1):
+        summary = results.summarise(experiment, outcome)
+        tree = results.tabulate(experiment, outcome, rows)
     if folder is not None:
         store.write_tree(folder, tree)
         summary["seconds"] = perf_counter() - begin

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -280,26 +281,31 @@ def provenance(
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "git": _git(source.parent if source else Path.cwd()),
     }
 
 
-def describe(value: Any) -> Any:
+def checksummed(array: np.ndarray) -> dict[str, Any]:
+    """An array by its checksum, and a small one by its values."""
+    array = np.ascontiguousarray(array)
+    out: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
+    out["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
+    return out | ({"values": array.tolist()} if array.size <= 16 else {})
+
+
+def describe(value: Any, of_array: Callable[[np.ndarray], Any] = checksummed) -> Any:
     """Any field as JSON: arrays by shape and checksum, functions by name."""
+    inner = partial(describe, of_array=of_array)
     if isinstance(value, Tensor | np.ndarray):
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        array = np.ascontiguousarray(array)
-        out: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
-        out["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
-        return out | ({"values": array.tolist()} if array.size <= 16 else {})
+        return of_array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": _name(type(value)), **fields}
     if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
+        return {str(k): inner(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [describe(v) for v in value]
+        return [inner(v) for v in value]
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -327,7 +333,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of the packages that a result depends on; None for those that are not installed."""
     out: dict[str, str | None] = {}
     for package in ("enkg", "torch", "numpy", "scipy", "xarray", "zarr", "jax", "jax-cfd", "ehtim"):
         try:

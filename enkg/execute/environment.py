@@ -26,6 +26,15 @@ STEP_NAMES = frozenset(
         "GFORTRAN_UNBUFFERED_PRECONNECTED",
     )
 )
+TORCHRUN = "TORCHELASTIC_"
+TORCHRUN_NAMES = frozenset(
+    (
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
+        *("ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    )
+)
+"""Variables that tie a process to a job of torchrun. Their names are common, so they are taken for
+this only where torchrun's own are there."""
 SETTINGS = (
     *("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT", "MPIR_CVAR_", "FLUX_URI"),
     *(guard.TAG, "ENKG_DATA"),
@@ -51,6 +60,10 @@ def environment(
         for name, value in os.environ.items()
         if name.startswith(keep) or not (name.startswith(STEP_PREFIXES) or name in STEP_NAMES)
     }
+    if any(name.startswith(TORCHRUN) for name in env):
+        tied = [name for name in env if name.startswith(TORCHRUN) or name in TORCHRUN_NAMES]
+        for name in tied:
+            del env[name]
     if inside and "LD_LIBRARY_PATH" in env:
         env["LD_LIBRARY_PATH"] = _library_path()
     env.update(dict.fromkeys(THREADS, str(threads)))

@@ -49,9 +49,9 @@ class Weights:
         """The moved members, shape (G, *X) to (G, *X), in the dtype of x."""
         flat = rows(x)
         change = anomalies(flat)
-        for factor in reversed(self.factors):
+        for factor in reversed(self.factors[1:]):
             change = factor.to(x) @ change
-        return (flat + change).reshape(x.shape)
+        return torch.addmm(flat, self.factors[0].to(x), change).reshape(x.shape)
 
 
 def perturbed_weights(r: Tensor, eta: Tensor, power: float, fold: Tensor | None = None) -> Weights:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,11 @@ class Note:
     pid: int
 
 
-def notes(project: Path, first: int = 0) -> list[Note]:
-    """All notes from the `first` on."""
+def notes(project: Path) -> list[Note]:
+    """All notes, of all lives."""
     file = project / "notes"
     words = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
-    return [Note(what, member, int(pid)) for what, member, pid in words[first:]]
+    return [Note(what, member, int(pid)) for what, member, pid in words]
 
 
 def begun(project: Path) -> Counter[str]:
@@ -100,7 +100,8 @@ class Life:
     output: Path
     first: int
     """Number of notes before it."""
-    begin: float = field(default_factory=time.monotonic)
+    last: int | None = None
+    """Number of notes at its end."""
 
     @property
     def alive(self) -> bool:
@@ -113,7 +114,7 @@ class Life:
 
     @property
     def notes(self) -> list[Note]:
-        return notes(self.project, self.first)
+        return notes(self.project)[self.first : self.last]
 
     def wait(self) -> int:
         """The exit code; nothing of it is left running then."""
@@ -121,6 +122,7 @@ class Life:
         assert become(lambda: not living(self.mark), 20), f"left: {words(living(self.mark))}"
         code = self.poll()
         assert code is not None
+        self.last = len(notes(self.project))
         return code
 
     def signal(self, number: int) -> None:

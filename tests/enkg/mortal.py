@@ -38,7 +38,7 @@ def simulate(x, fails="never", pause=0.005):
         time.sleep(pause)
         bad = not (HERE / "mended").exists() and (
             (fails in ("some", "slow") and x[0] > 0.9)
-            or (fails == "most" and x[0] > -0.5)
+            or (fails == "most" and x[0] > -0.8)
             or fails in ("all", "hang")
         )
         if bad and fails in ("slow", "hang"):

@@ -9,6 +9,9 @@ import json
 import os
 import sys
 
+import numpy as np
+import xarray as xr
+
 from enkg.__main__ import main
 
 
@@ -35,8 +38,6 @@ def answer(asked: dict) -> int | None:
 
 
 if __name__ == "__main__":
-    import matplotlib.pyplot as plt
-
-    plt.close()
+    xr.Dataset({"x": np.zeros(1)})  # imports what it needs only now
     while words := sys.stdin.readline():
         print(json.dumps(answer(json.loads(words))), flush=True)

@@ -1,11 +1,14 @@
 """enkg resume after an orderly end, after failures, and of whatever method; and what it refuses."""
 
+import resource
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import enkg
 from tests.enkg.killing import (
@@ -182,9 +185,17 @@ def undisturbed(folder: Path, nursery: Nursery, *arguments: str, fails: str = "n
     return project
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_that_a_killed_run_of_any_kind_goes_on(case, nursery, tmp_path):
-    reference = undisturbed(tmp_path / "b", nursery, *CASES[case])
+SAME = ("seldom a checkpoint", "cached")
+"""Cases with the same bits as the first reference."""
+LONG = ("EnKG, square root", "double", "failing members, dropped, seldom")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in CASES]
+)
+def test_that_a_killed_run_of_any_kind_goes_on(case, nursery, reference, tmp_path):
+    if case not in SAME:
+        reference = undisturbed(tmp_path / "b", nursery, *CASES[case])
     project = Project(tmp_path / "a", nursery, *CASES[case])
     assert_goes_on(project, reference, killed(project))
 
@@ -266,3 +277,141 @@ def change(project: Project, before: str, after: str, file: str = "experiment.py
     text = (project.folder / file).read_text()
     assert before in text
     (project.folder / file).write_text(text.replace(before, after))
+
+
+# --- what it refuses -------------------------------------------------------------------------
+
+
+def refused(life: Life, *words: str) -> None:
+    """One sentence, and nothing done."""
+    assert code(life) == 1
+    assert life.text.startswith("error: ")
+    assert "Traceback" not in life.text
+    for word in words:
+        assert word in life.text
+    assert life.notes == []
+
+
+def test_that_a_directory_that_is_none_is_refused(project):
+    refused(project.resume(), "out is not a run directory: it has no experiment.json")
+    (project.out / "sub").mkdir(parents=True)
+    refused(project.resume(), "out is not a run directory: it has no experiment.json")
+
+
+def test_that_a_finished_run_is_printed(project):
+    assert code(project.run()) == 0
+    before = {file: file.read_bytes() for file in project.out.rglob("*") if file.is_file()}
+    for life in (project.resume(), project.run("--resume")):
+        assert code(life) == 0
+        assert life.notes == []
+        assert "simulator calls" in life.text
+        assert before == {f: f.read_bytes() for f in project.out.rglob("*") if f.is_file()}
+
+
+def test_that_a_run_of_a_script_goes_on_in_the_script(project):
+    def simulator(x):
+        return x[:, :3] if (project.folder / "mended").exists() else 1 / 0
+
+    def run(**more):
+        return enkg.run(
+            enkg.Experiment(
+                prior=enkg.Gaussian(torch.zeros(6), torch.ones(6), enkg.Identity((6,))),
+                simulator=simulator,
+                observation=enkg.Observation([0.4, -0.3, 0.2], std=0.2),
+                guidance=enkg.EnKG(members=MEMBERS, updates=1),
+            ),
+            project.out,
+            **more,
+        )
+
+    with pytest.raises(enkg.EnsembleFailure):
+        run()
+    refused(project.resume(), "begun by a Python script", "enkg.run(experiment, directory, resume")
+    (project.folder / "mended").touch()
+    tree = run(resume=True)
+    assert tree["posterior"]["x"].shape == (MEMBERS, 6)
+
+
+CHANGES = {
+    "experiment": ("experiment.py", "updates=3", "updates=4", "experiment.guidance changed"),
+    "seed": ("experiment.py", "truth=", "seed=7, truth=", "experiment.seed changed"),
+    "simulator": ("model.py", "np.tanh(x[:3])", "np.sinh(x[:3])", "the simulator's code"),
+}
+
+
+@pytest.mark.parametrize("which", CHANGES)
+def test_that_a_changed_experiment_is_refused_unless_forced(which, project):
+    killed(project)
+    file, before, after, words = CHANGES[which]
+    change(project, before, after, file)
+    refused(project.resume(), words, "--force goes on")
+    life = project.resume("--force")
+    assert code(life) == 0
+    assert "the experiment changed" in (project.out / "log.txt").read_text()
+
+
+def test_that_an_unfinished_run_is_not_begun_anew_unless_told(project, reference):
+    life = killed(project)
+    refused(project.run(), "holds an unfinished run", "enkg resume", "--overwrite")
+    again = project.run("--overwrite")
+    assert code(again) == 0
+    assert {note.member for note in life.notes} <= {note.member for note in again.notes}
+    assert_same(project.out, reference.out)
+
+
+def test_that_run_with_resume_goes_on(project, reference):
+    life = killed(project)
+    assert code(project.run("--resume")) == 0
+    assert_same(project.out, reference.out)
+    assert repeated(project.folder, reference.folder) <= running(life.notes)
+
+
+def test_that_only_one_goes_on(project, reference):
+    life = killed(project, noted=10)
+    first = project.resume()
+    assert first.until_noted(1)
+    second = project.resume()
+    assert second.wait() == 1
+    assert "another run is writing" in second.text
+    assert code(first) == 0
+    assert_same(project.out, reference.out)
+    assert repeated(project.folder, reference.folder) <= running(life.notes)
+
+
+# --- what the disk does ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["meta.json", "rank-0000.zarr/x/c/0/0", "ours.zarr"])
+def test_that_a_damaged_checkpoint_costs_nothing(what, project, reference):
+    life = killed(project, noted=4 * 33 + 40)  # in the third sweep, after two checkpoints
+    newest = max((project.out / "checkpoint").glob("??????"))
+    file = newest / what
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    assert_goes_on(project, reference, life)
+    assert f"checkpoint {int(newest.name)} is damaged" in (project.out / "log.txt").read_text()
+
+
+def test_that_a_run_that_died_while_it_wrote_its_first_file_begins(project, reference):
+    project.out.mkdir()
+    (project.out / "experiment.json.partial").write_text("{")
+    assert code(project.run()) == 0
+    assert_same(project.out, reference.out)
+
+
+def test_that_a_run_goes_on_when_the_disk_is_full(project, reference):
+    life = project.run("--kind", "program")  # whose notes are not ours to write
+    assert life.until_noted(2)
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (700, most))
+    assert life.until_noted(3 * 66)
+    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (most, most))
+    assert code(life) == 0
+    assert_same(project.out, reference.out)
+    log = (project.out / "log.txt").read_text() + life.text
+    assert "cannot be written" in log
+    assert "checkpoint 1 cannot be written" in log

@@ -72,3 +72,12 @@ def test_that_the_manifest_has_the_last_word_but_for_what_a_call_needs(monkeypat
 
 def test_that_a_variable_set_later_by_the_user_is_passed_on(monkeypatch):
     assert given(monkeypatch, {"SIMULATOR_DATA": "/data"})["SIMULATOR_DATA"] == "/data"
+
+
+def test_that_a_program_does_not_join_the_job_of_torchrun(monkeypatch):
+    job = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "x"}
+    assert not set(given(monkeypatch, job)) & set(job)
+
+
+def test_that_a_rank_that_is_no_torchruns_is_kept(monkeypatch):
+    assert given(monkeypatch, {"RANK": "general"})["RANK"] == "general"
