@@ -16,7 +16,7 @@ from rich.table import Table as Grid
 import enkg
 from enkg import findings, grid, report, serve, slurm, status, stop, store
 from enkg.check import check
-from enkg.comm import ALONE, Comm, Kind, one_for_all, together, world
+from enkg.comm import ALONE, Comm, Kind, once, one_for_all, raised_by_all, together, world
 from enkg.comm.mpi import Mpi
 from enkg.errors import EnkgError, InputError
 from enkg.execute import crew
@@ -158,23 +158,31 @@ def _inverted(options: Run, experiment: Experiment, out: Path, comm: Comm, rest:
     """Runs it and prints the numbers."""
     hands = None
     if options.controller:
-        hands = _crew(comm, experiment, out)
-        if hands is None:
+        done = once(comm, lambda: options.resume and store.is_complete(out))
+        hands = None if done else _crew(comm, experiment, out)
+        if comm.rank > 0:
             return 0
-        experiment, comm = dataclasses.replace(experiment, simulator=hands), ALONE
+        if hands is not None:
+            experiment = dataclasses.replace(experiment, simulator=hands)
+        comm = ALONE
     if options.time_limit is not None:
         stop.limit(options.time_limit)
-    run(
-        experiment,
-        out,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        force=options.force,
-        observer=Watch(console),
-        source=options.file,
-        arguments=[*(["--guidance", options.guidance] if options.guidance else []), *rest],
-        comm=comm,
-    )
+    try:
+        run(
+            experiment,
+            out,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            force=options.force,
+            observer=Watch(console),
+            source=options.file,
+            arguments=[*(["--guidance", options.guidance] if options.guidance else []), *rest],
+            comm=comm,
+        )
+    except BaseException as error:
+        if hands is not None and not hands.stuck:
+            raised_by_all(error)  # nobody waits for this rank: the others have ended in order
+        raise
     if comm.rank == 0:
         report.show(store.summary(out), console)
         console.print(f"results in {out}/", highlight=False)

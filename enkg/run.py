@@ -122,8 +122,10 @@ def _enter(stack: ExitStack, context: Any) -> None:
 def _recorded(order: _Order) -> xr.DataTree:
     """The run, with all that it leaves behind."""
     comm = order.comm
-    folder = once(comm, lambda: _folder(order))
+    folder, doubts = once(comm, lambda: _folder(order))
     handler = _log_to(folder, comm.rank)
+    for doubt in doubts if comm.rank == 0 else ():
+        log.warning(doubt)
     beat = Beat(folder, order.observer if comm.rank == 0 else None, comm)
     try:
         beat.begin(order.resume)
@@ -145,18 +147,17 @@ def _recorded(order: _Order) -> xr.DataTree:
             log.propagate = True
 
 
-def _folder(order: _Order) -> Path | None:
-    """The run directory, ready for this run."""
+def _folder(order: _Order) -> tuple[Path | None, list[str]]:
+    """The run directory, ready for this run; and what the log should warn of."""
     if order.directory is None:
-        return None
+        return None, []
     record = store.provenance(order.experiment, order.source, order.arguments)
     record["simulator"] = identity_of(order.experiment.simulator, strict=False)
     if order.resume and store.is_unfinished(order.directory):
-        store.check_unchanged(order.directory, record, order.force)
-        return order.directory
+        return order.directory, store.check_unchanged(order.directory, record, order.force)
     folder = store.create(order.directory, order.overwrite)
     store.write_json(folder / store.RECORD, record)
-    return folder
+    return folder, []
 
 
 def _evaluated(order: _Order, folder: Path | None, beat: Beat) -> xr.DataTree:
@@ -226,11 +227,17 @@ def _written(
     return store.attach(tree, summary)
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a disk that may be full: then lines are lost, and the run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None: ...  # noqa: N802
+
+
 def _log_to(folder: Path | None, rank: int) -> logging.Handler | None:
     if folder is None:
         return None
     name = store.LOG if rank == 0 else store.LOG_OF_RANK.format(rank)
-    handler = logging.FileHandler(folder / name)
+    handler = _LogFile(folder / name)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -155,11 +155,12 @@ def clear(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def check_unchanged(directory: Path, record: Mapping[str, Any], force: bool) -> None:
+def check_unchanged(directory: Path, record: Mapping[str, Any], force: bool) -> list[str]:
     """Raises StoreError where an unfinished run was begun with another experiment.
 
     record: what experiment.json would hold now. Fields that decide nothing but how the run copes
-    may differ: device, failure, cache, analyse. force: only warns in the log.
+    may differ: device, failure, cache, analyse. Returns what the log should warn of; force: the
+    changes as well.
     """
     before, now = recorded(directory), plain(record)
     changed = [
@@ -174,10 +175,12 @@ def check_unchanged(directory: Path, record: Mapping[str, Any], force: bool) -> 
             f"{directory} was begun with another experiment: {', '.join(changed)} changed since. "
             "Undo that, or give another --out; --force goes on all the same, and mixes both"
         )
+    doubts = []
     if changed:
-        log.warning("going on although the experiment changed: %s", ", ".join(changed))
+        doubts.append(f"going on although the experiment changed: {', '.join(changed)}")
     if before["versions"] != now["versions"]:
-        log.warning("other versions of packages than at the start; the last bits may differ")
+        doubts.append("other versions of packages than at the start; the last bits may differ")
+    return doubts
 
 
 def recorded(directory: Path) -> dict[str, Any]:

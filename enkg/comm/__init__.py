@@ -18,6 +18,7 @@ from enkg.comm.base import (
     is_common,
     once,
     one_for_all,
+    raised_by_all,
     share,
     together,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "is_common",
     "once",
     "one_for_all",
+    "raised_by_all",
     "share",
     "together",
     "world",

@@ -24,6 +24,7 @@ from enkg.arrays import rows
 from enkg.errors import EnkgError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 TILE = 256
 """Unknowns of one tile. It enters the last bits of every result."""
 
@@ -130,7 +131,7 @@ def once(comm: Comm, f: Callable[[], T]) -> T:
             outcome = None, _portable(error)
     value, error = comm.broadcast(outcome)
     if error is not None:
-        raise _common(error)
+        raise raised_by_all(error)
     return value
 
 
@@ -148,7 +149,7 @@ def together(comm: Comm, f: Callable[[], T]) -> T:
         if found is not None:
             if any(str(other) != str(found) for other in errors):
                 found.add_note(f"on rank {rank} of {comm.size}")
-            raise _common(found) from (error if rank == comm.rank else None)
+            raise raised_by_all(found) from (error if rank == comm.rank else None)
     return value  # type: ignore[return-value]
 
 
@@ -177,7 +178,8 @@ def is_common(error: BaseException) -> bool:
     return getattr(error, "enkg_common", False)
 
 
-def _common(error: Exception) -> Exception:
+def raised_by_all(error: E) -> E:
+    """The same error, marked: no rank waits for the one that raises it."""
     error.enkg_common = True  # type: ignore[attr-defined]
     return error
 

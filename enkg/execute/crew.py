@@ -58,8 +58,12 @@ class Crew:
     comm: Any
     simulator: Any
     stuck: list[int] = field(default_factory=list, init=False, compare=False)
-    """Ranks that did not end with the crew, since their function has not returned. MPI would wait
-    for them for ever: end the job by an abort once everything is written."""
+    """Ranks that have not ended with the crew: all as long as it was not opened and closed, then
+    those whose function has not returned. MPI would wait for them for ever: end the job by an abort
+    once everything is written."""
+
+    def __post_init__(self) -> None:
+        self.stuck[:] = range(1, self.comm.size)
 
     @contextmanager
     def opened(self, policy: FailurePolicy, folder: Path | None) -> Iterator[Evaluator]:

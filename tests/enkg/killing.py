@@ -6,7 +6,6 @@ digest of its input; so every evaluation of every life is counted where it happe
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -222,6 +221,12 @@ class Project:
             )
         return Life(self.folder, process.pid, process.poll, mark, output, first)
 
+    def change(self, before: str, after: str, file: str = "experiment.py") -> None:
+        """Changes the text of a file."""
+        text = (self.folder / file).read_text()
+        assert before in text
+        (self.folder / file).write_text(text.replace(before, after))
+
     def go_on(self, *more: str, **how: Any) -> Life:
         """`enkg resume`, or `enkg run` where the run died before it had left a trace."""
         if (self.out / "experiment.json").exists():
@@ -241,82 +246,6 @@ def _poll(nursery: Nursery, pid: int) -> Callable[[], int | None]:
         return codes[0] if codes else None
 
     return poll
-
-
-# --- moments ---------------------------------------------------------------------------------
-
-STARTING = ("", ".lock", "experiment.json", "log.txt", "answers")
-ENDING = ("posterior.zarr.partial", "posterior.zarr", "summary.json", "figures", "figures/data.png")
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A moment of a run.
-
-    at: 0 to 1, over the length of the run: starting up to .2, then simulating and writing
-    checkpoints, writing the results from .85 on. delay: seconds after what is waited for.
-    checkpoint: in the midst of the next checkpoint.
-    """
-
-    at: float
-    delay: float
-    checkpoint: bool
-
-    def come(self, life: Life, evaluations: int) -> bool:
-        """Waits for it; False where the life ended before. evaluations: of the whole run."""
-        out = life.project / "out"
-        done = life.first // 2
-        left = evaluations - done
-        if self.at < 0.2:
-            name = STARTING[int(self.at / 0.2 * len(STARTING))] if not done else ""
-            came = life.until((out / name).exists if name else lambda: True)
-            delay = self.delay * (1.0 if not name else 0.05)
-        elif self.at < 0.85 and left > 4:
-            came = life.until_noted(1 + int(2 * (left - 4) * (self.at - 0.2) / 0.65))
-            if self.checkpoint:
-                came = came and life.until(lambda: _is_saving(out))
-            delay = self.delay * 0.02
-        else:
-            share = min(0.999, max(0.0, (self.at - 0.85) / 0.15))
-            name = ENDING[int(share * len(ENDING))]
-            came = life.until((out / name).exists)
-            delay = self.delay * 0.02
-        time.sleep(delay)
-        return came and life.alive
-
-
-def _is_saving(out: Path) -> bool:
-    saving = any((out / "checkpoint").glob("*.partial"))
-    return saving or (out / "posterior.zarr.partial").exists()
-
-
-def moments(count: int, seed: int) -> list[Moment]:
-    """Random moments, one in each of as many equal parts of the run, in any order."""
-    draw = random.Random(seed)
-    found = [
-        Moment((k + draw.random()) / count, draw.random(), draw.random() < 0.4)
-        for k in range(count)
-    ]
-    draw.shuffle(found)
-    return found
-
-
-def kill(life: Life, target: Callable[[], int | None], moment: Moment, evaluations: int) -> bool:
-    """kill -9 of a process of this life at a moment; whether it came in time."""
-    found: list[int] = []
-
-    def there() -> bool:
-        pid = target()
-        found.extend([] if pid is None else [pid])
-        return bool(found)
-
-    if not (moment.come(life, evaluations) and life.until(there)):
-        return False
-    try:
-        os.kill(found[0], signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # --- what must be the same -------------------------------------------------------------------
@@ -354,3 +283,44 @@ def assert_clean(out: Path, figures: bool) -> None:
     assert not left & {"checkpoint", "first", "answers", "progress.json", ".lock"}
     assert not [name for name in left if name.endswith(".partial")]
     assert (out / "figures" / "trace.png").exists() == figures
+
+
+# --- what most tests do ----------------------------------------------------------------------
+
+LATE = 150
+"""Notes at which a run is killed: in the third sweep."""
+
+
+def code(life: Life) -> int:
+    """Of its end. What it printed is in the report of a test that fails."""
+    found = life.wait()
+    print(life.text)
+    return found
+
+
+def undisturbed(folder: Path, nursery: Nursery, *arguments: str, fails: str = "never") -> Project:
+    """A run to compare with."""
+    project = Project(folder, nursery, *arguments, fails=fails)
+    life = project.run()
+    assert code(life) == 0
+    assert len(life.notes) > LATE
+    return project
+
+
+def cut_off(project: Project, ranks: int = 0, noted: int = LATE) -> Life:
+    """A life that is killed after so many notes."""
+    life = project.run(ranks=ranks)
+    assert life.until_noted(noted), life.text
+    life.signal(signal.SIGKILL)
+    life.wait()
+    return life
+
+
+def assert_goes_on(project: Project, reference: Project, *lives: Life, **how: Any) -> None:
+    """Resumed, it ends as the reference did, and repeats only what was in hand."""
+    assert code(project.resume(**how)) == 0
+    assert_same(project.out, reference.out)
+    assert_clean(project.out, figures=False)
+    lost = sum((running(life.notes) for life in lives), start=Counter())
+    again = repeated(project.folder, reference.folder)
+    assert again <= lost, (again, lost)

@@ -1,46 +1,27 @@
 """kill -9 of anything at any moment, and the run goes on to the same bits without a call twice."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
+import enkg
 from tests.enkg.killing import (
     Life,
-    Moment,
-    Nursery,
     Project,
     assert_clean,
     assert_same,
-    kill,
-    moments,
     notes,
     repeated,
     running,
 )
+from tests.enkg.moments import Moment, kill, moments
 from tests.enkg.mortal import MEMBERS
 
 EVALUATIONS = 4 * MEMBERS
 """Of the whole run: three updates and the posterior's data."""
 Target = Callable[[Life, int], int | None]
 """The process of a life to kill, the n-th time."""
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    found = Nursery()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def reference(nursery, tmp_path_factory) -> Project:
-    """The run that nobody disturbs."""
-    project = Project(tmp_path_factory.mktemp("reference"), nursery)
-    assert project.run().wait() == 0
-    assert len(notes(project.folder)) == 2 * EVALUATIONS
-    return project
 
 
 class Tally:
@@ -117,6 +98,7 @@ def test_that_a_run_survives_a_kill_at_any_moment(kind, number, nursery, referen
     moment = moments(10, seed=100 + list(KINDS).index(kind))[number]
     life = project.run(*more, ranks=max(ranks, 1))  # with all of the start-up
     killed(project, life, lambda life, _: KINDS[kind][2](life, number), moment, tally)
+    assert tally.kills
     finished(project, reference, tally)
 
 
@@ -161,14 +143,8 @@ def assert_only_repeated_calls(project: Project, reference: Project, kills: int)
     again = repeated(project.folder, reference.folder)
     assert again <= running(notes(project.folder)), again
     assert again.total() <= kills
-    calls = enkg_calls(project.out) - enkg_calls(reference.out)
+    calls = enkg.summary(project.out)["calls"] - enkg.summary(reference.out)["calls"]
     assert again.total() <= calls <= kills
-
-
-def enkg_calls(out: Path) -> int:
-    import enkg
-
-    return enkg.summary(out)["calls"]
 
 
 def within(count: int, seed: int) -> list[Moment]:
