@@ -24,7 +24,7 @@ from enkg.execute.crew import Crew
 from enkg.experiment import Experiment
 from enkg.guidance import METHODS
 from enkg.load import discover, guarded, load, project_root
-from enkg.machine import own_cores
+from enkg.machine import own_cores, threads
 from enkg.options import Check, Export, List, New, Resume, Run, Show, Status
 from enkg.progress import Watch, calls
 from enkg.run import run
@@ -103,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: EnkgError, traceback: bool) -> int:
+    if console.quiet:  # the first rank speaks for all
+        return 1
     stderr = Console(stderr=True)
     if traceback:
         stderr.print_exception()
@@ -113,7 +115,7 @@ def _complain(error: EnkgError, traceback: bool) -> int:
 
 def _run(given: list[str]) -> int:
     with _ranks(_kind(given)) as comm:
-        options, experiment, rest = together(comm, lambda: _experiment(Run, "run", given))
+        options, experiment, rest = together(comm, lambda: _built(given))
         out = options.out or Path("runs") / options.file.stem
         return _inverted(options, experiment, out, comm, rest)
 
@@ -128,12 +130,18 @@ def _resume(command: Resume) -> int:
         )
     given = [record["source"], *record["arguments"]]
     with _ranks(command.comm) as comm, chdir(record["folder"]):
-        _, experiment, rest = together(comm, lambda: _experiment(Run, "run", given))
+        _, experiment, rest = together(comm, lambda: _built(given))
         options = dataclasses.replace(
             Run(Path(record["source"]), resume=True),
             **{f.name: getattr(command, f.name) for f in dataclasses.fields(command)[1:]},
         )
         return _inverted(options, experiment, out, comm, rest)
+
+
+def _built(given: list[str]) -> tuple[Run, Experiment, list[str]]:
+    """What `enkg run` was told. On one thread, for the same last bits wherever it is built."""
+    with threads(1):
+        return _experiment(Run, "run", given)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import xarray as xr
 from enkg import agreement, report, results, store
 from enkg.beat import PROGRESS, Beat, Observer, Silent
 from enkg.beat import State as Life
-from enkg.comm import ALONE, Comm, at_root, once, one_for_all, together
+from enkg.comm import ALONE, Comm, at_root, once, one_for_all, raised_by_all, together
 from enkg.errors import InputError
 from enkg.execute import Cached, opened
 from enkg.execute.identity import identity_of
@@ -63,9 +63,11 @@ def run(
     StoreError when the directory is in use.
     """
     if comm.size > experiment.guidance.members:
-        raise InputError(
-            f"there are {comm.size} ranks and {experiment.guidance.members} members; give at most "
-            "one rank for each member"
+        raise raised_by_all(
+            InputError(
+                f"there are {comm.size} ranks and {experiment.guidance.members} members; give at "
+                "most one rank for each member"
+            )
         )
     refuse_in_worker()  # a script without a guard, imported once more by a pool's process
     order = _Order(

@@ -147,6 +147,11 @@ def read(directory: str | Path) -> Status | GridStatus:
         return GridStatus(directory, configurations, runs)
     if not directory.is_dir():
         raise StoreError(f"there is no directory {directory}; give the directory of a run")
+    job = directory / (store.JOB + ".id")
+    if not (directory / store.RECORD).is_file() and job.is_file():
+        number = job.read_text().strip()
+        told = f"submitted as job {number}, and not begun; squeue -j {number} tells why"
+        return Status(directory, State.MISSING, text=told)
     if not (directory / store.RECORD).is_file():
         raise StoreError(
             f"{directory} is not a run directory: it has no {store.RECORD}, and no {grid.FILE} "

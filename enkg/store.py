@@ -17,7 +17,6 @@ Files are written under a temporary name and renamed, so that none is ever half 
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -29,7 +28,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ import xarray as xr
 from torch import Tensor
 
 from enkg.errors import StoreError
+from enkg.sketch import differences, sketched
 
 log = logging.getLogger("enkg")
 
@@ -163,11 +162,8 @@ def check_unchanged(directory: Path, record: Mapping[str, Any], force: bool) -> 
     changes as well.
     """
     before, now = recorded(directory), plain(record)
-    changed = [
-        f"experiment.{name}"
-        for name in {**before["experiment"], **now["experiment"]}
-        if name not in FREE and before["experiment"].get(name) != now["experiment"].get(name)
-    ]
+    old, new = ({k: v for k, v in r["experiment"].items() if k not in FREE} for r in (before, now))
+    changed = list(dict.fromkeys("experiment." + d.split(".")[0] for d in differences(old, new)))
     if before.get("simulator") != now.get("simulator"):
         changed.append("the simulator's code or program")
     if changed and not force:
@@ -176,6 +172,8 @@ def check_unchanged(directory: Path, record: Mapping[str, Any], force: bool) -> 
             "Undo that, or give another --out; --force goes on all the same, and mixes both"
         )
     doubts = []
+    if old != new and not changed:
+        doubts.append("arrays of the experiment differ in their last digits, and so may the result")
     if changed:
         doubts.append(f"going on although the experiment changed: {', '.join(changed)}")
     if before["versions"] != now["versions"]:
@@ -289,26 +287,17 @@ def provenance(
     }
 
 
-def checksummed(array: np.ndarray) -> dict[str, Any]:
-    """An array by its checksum, and a small one by its values."""
-    array = np.ascontiguousarray(array)
-    out: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
-    out["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
-    return out | ({"values": array.tolist()} if array.size <= 16 else {})
-
-
-def describe(value: Any, of_array: Callable[[np.ndarray], Any] = checksummed) -> Any:
-    """Any field as JSON: arrays by shape and checksum, functions by name."""
-    inner = partial(describe, of_array=of_array)
+def describe(value: Any) -> Any:
+    """Any field as JSON: arrays by `enkg.sketch.sketched`, functions by name."""
     if isinstance(value, Tensor | np.ndarray):
-        return of_array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+        return sketched(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": _name(type(value)), **fields}
     if isinstance(value, Mapping):
-        return {str(k): inner(v) for k, v in value.items()}
+        return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [inner(v) for v in value]
+        return [describe(v) for v in value]
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):

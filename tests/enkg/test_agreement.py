@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import enkg
-from enkg.agreement import check, differences
+from enkg.agreement import check
+from enkg.sketch import differences
 from tests.enkg.problems import small_problem
 from tests.enkg.threads_comm import spread
 

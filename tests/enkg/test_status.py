@@ -305,3 +305,12 @@ def test_that_following_ends_with_the_run(tmp_path):
     assert isinstance(end, Status)
     assert end.state is State.FINISHED
     assert "finished: " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_that_a_run_in_the_queue_is_told_by_its_job(tmp_path):
+    (tmp_path / "job.id").write_text("4711\n")
+    found = status.read(tmp_path)
+    assert found.sentence.startswith("submitted as job 4711, and not begun")
+    console = Console(file=StringIO(), width=100)
+    status.show(found, console)
+    assert "job 4711" in console.file.getvalue()  # type: ignore[attr-defined]
