@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, chdir, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
@@ -18,7 +18,7 @@ from enkg import findings, grid, report, serve, slurm, status, stop, store
 from enkg.check import check
 from enkg.comm import ALONE, Comm, Kind, once, one_for_all, raised_by_all, together, world
 from enkg.comm.mpi import Mpi
-from enkg.errors import EnkgError, InputError
+from enkg.errors import EnkgError, InputError, StoreError
 from enkg.execute import crew
 from enkg.execute.crew import Crew
 from enkg.experiment import Experiment
@@ -109,7 +109,8 @@ def _complain(error: EnkgError, traceback: bool) -> int:
     if traceback:
         stderr.print_exception()
     stderr.print("[bold red]error[/]: ", end="")
-    stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    words = "; ".join((str(error), *getattr(error, "__notes__", ())))
+    stderr.print(words, markup=False, highlight=False, soft_wrap=True)
     return 1
 
 
@@ -128,6 +129,11 @@ def _resume(command: Resume) -> int:
             f"{command.directory} was begun by a Python script, not by `enkg run`; go on with it "
             "there: enkg.run(experiment, directory, resume=True)"
         )
+    if not Path(record["folder"]).is_dir():
+        raise StoreError(
+            f"{command.directory} was begun in {record['folder']}, which is not there any more; "
+            f"enkg run FILE --out {command.directory} --resume goes on, from wherever FILE is"
+        )
     given = [record["source"], *record["arguments"]]
     with _ranks(command.comm) as comm, chdir(record["folder"]):
         _, experiment, rest = together(comm, lambda: _built(given))
@@ -140,7 +146,10 @@ def _resume(command: Resume) -> int:
 
 def _built(given: list[str]) -> tuple[Run, Experiment, list[str]]:
     """What `enkg run` was told. On one thread, for the same last bits wherever it is built."""
-    with threads(1):
+    with ExitStack() as stack:
+        stack.enter_context(threads(1))
+        if console.quiet:  # a mistake is told by the first rank
+            stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
         return _experiment(Run, "run", given)
 
 
@@ -164,6 +173,7 @@ def _kind(given: list[str]) -> str:
 
 def _inverted(options: Run, experiment: Experiment, out: Path, comm: Comm, rest: list[str]) -> int:
     """Runs it and prints the numbers."""
+    together(comm, lambda: stop.seconds(options.time_limit or "1"))
     hands = None
     if options.controller:
         done = once(comm, lambda: options.resume and store.is_complete(out))
@@ -218,7 +228,12 @@ def _crew(comm: Comm, experiment: Experiment, out: Path) -> Crew | None:
 def _submit(given: list[str]) -> int:
     options, _, rest = _experiment(Submit, "submit", given)
     for configuration in grid.grid(options.vary):  # a mistake is told now, not in the queue
-        _experiment(Submit, "submit", [*given, *grid.arguments(configuration)])
+        words = [*given, *grid.arguments(configuration)]
+        members = _experiment(Submit, "submit", words)[1].guidance.members
+        if not options.controller and options.ranks > members:
+            raise InputError(
+                f"{options.ranks} ranks for {members} members; give at most one rank for each"
+            )
     return slurm.submit(options, rest, console)
 
 

@@ -39,7 +39,10 @@ def load(file: Path) -> Experiment | Callable[..., Experiment]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    guarded(file, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    try:
+        guarded(file, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    except SystemExit as error:
+        raise UserCodeError(f"{file} called exit({error.code}) while it was read") from error
     found = getattr(module, "experiment", None)
     if found is None:
         raise InputError(

@@ -87,6 +87,7 @@ def run(
         done = resume and order.directory is not None
         if done and once(comm, lambda: store.is_complete(order.out)):
             once(comm, lambda: _tidy(order.out))
+            once(comm, lambda: store.check_unchanged(order.out, _record(order), order.force))
             return store.open_run(order.out)
         return _recorded(order)
 
@@ -136,9 +137,9 @@ def _recorded(order: _Order) -> xr.DataTree:
         beat.end(Life.FINISHED)
         return tree
     except BaseException as error:
-        words = str(error) or "stopped from outside"
-        log.error("%s: %s", type(error).__name__, words)
         stopped = isinstance(error, KeyboardInterrupt)
+        words = str(error) or ("stopped by the keyboard" if stopped else "")
+        log.error("%s: %s", type(error).__name__, words)
         beat.end(Life.STOPPED if stopped else Life.FAILED, words)
         raise
     finally:
@@ -149,12 +150,18 @@ def _recorded(order: _Order) -> xr.DataTree:
             log.propagate = True
 
 
+def _record(order: _Order) -> dict[str, Any]:
+    """What experiment.json holds."""
+    record = store.provenance(order.experiment, order.source, order.arguments)
+    record["simulator"] = identity_of(order.experiment.simulator, strict=False)
+    return record
+
+
 def _folder(order: _Order) -> tuple[Path | None, list[str]]:
     """The run directory, ready for this run; and what the log should warn of."""
     if order.directory is None:
         return None, []
-    record = store.provenance(order.experiment, order.source, order.arguments)
-    record["simulator"] = identity_of(order.experiment.simulator, strict=False)
+    record = _record(order)
     if order.resume and store.is_unfinished(order.directory):
         return order.directory, store.check_unchanged(order.directory, record, order.force)
     folder = store.create(order.directory, order.overwrite)

@@ -57,6 +57,8 @@ class Status:
     def sentence(self) -> str:
         """How the run stands and what can be done, in one sentence."""
         resume = f"`enkg resume {shlex.quote(str(self.directory))}` goes on"
+        if self.record and self.record.get("source") is None:
+            resume = "the script that began it goes on by enkg.run(..., resume=True)"
         after = f"after step {self.told['step']}" if self.told.get("step") else "before step 1"
         reason = self.told.get("reason", "").removeprefix("stopped ")
         match self.state:
@@ -165,7 +167,7 @@ def _run(directory: Path) -> Status:
     # The run may end or begin between two looks, so a free lock counts only between two equal ones.
     before = _told(directory)
     lock = _lock(directory / store.LOCK)
-    if store.is_finished(directory):
+    if store.is_complete(directory):
         summary = _object(directory / store.SUMMARY)
         if "trusted" not in summary or "calls" not in summary:
             raise StoreError(f"{directory / store.SUMMARY} was not written by a run of enkg")

@@ -173,7 +173,10 @@ def check_unchanged(directory: Path, record: Mapping[str, Any], force: bool) -> 
         )
     doubts = []
     if old != new and not changed:
-        doubts.append("arrays of the experiment differ in their last digits, and so may the result")
+        doubts.append(
+            "arrays of the experiment differ in their last digits, and so may the result; calls of "
+            "the sweep that was interrupted may be made again"
+        )
     if changed:
         doubts.append(f"going on although the experiment changed: {', '.join(changed)}")
     if before["versions"] != now["versions"]:

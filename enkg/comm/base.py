@@ -123,11 +123,11 @@ def once(comm: Comm, f: Callable[[], T]) -> T:
     """f() of rank 0, for everybody. What it raises, every rank raises."""
     if comm.size == 1:
         return f()
-    outcome: tuple[Any, Exception | None] = (None, None)
+    outcome: tuple[Any, BaseException | None] = (None, None)
     if comm.rank == 0:
         try:
             outcome = f(), None
-        except Exception as error:  # whatever it is, all ranks must know
+        except (Exception, SystemExit) as error:  # whatever it is, all ranks must know
             outcome = None, _portable(error)
     value, error = comm.broadcast(outcome)
     if error is not None:
@@ -142,7 +142,7 @@ def together(comm: Comm, f: Callable[[], T]) -> T:
     value, error = None, None
     try:
         value = f()
-    except Exception as caught:  # whatever it is, all ranks must know
+    except (Exception, SystemExit) as caught:  # whatever it is, all ranks must know
         error = _portable(caught)
     errors = comm.gather(error)
     for rank, found in enumerate(errors):
@@ -163,14 +163,15 @@ def one_for_all(comm: Comm) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if comm.size == 1 or is_common(error) or isinstance(error, SystemExit):
+        if comm.size == 1 or is_common(error):
             raise
         by_hand = isinstance(error, KeyboardInterrupt)
         if comm.rank == 0 or not by_hand:
             text = str(error) or "stopped by the keyboard"
             text = text if by_hand else f"{type(error).__name__}: {text}"
             print(f"enkg: rank {comm.rank} of {comm.size}: {text}", file=sys.stderr, flush=True)
-        comm.abort(getattr(error, "code", 130 if by_hand else 1))
+        code = getattr(error, "code", 130 if by_hand else 1)
+        comm.abort(code if isinstance(code, int) else 1)
 
 
 def is_common(error: BaseException) -> bool:
@@ -198,7 +199,7 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
     """The error itself where it can travel, else its words."""
     try:
         pickle.loads(pickle.dumps(error))

@@ -78,11 +78,11 @@ class Function:
     def _call(self, part: ndarray, width: int) -> ndarray:
         """Answers of the members of one chunk, shape (len(part), *Y)."""
         if not self.batched:
-            return _host(self.f(self.to(_own(part[0]))))[None]
+            return _host(self._asked(_own(part[0])))[None]
         full = part
         if len(part) < width and self.pad:
             full = np.concatenate([part, np.repeat(part[-1:], width - len(part), axis=0)])
-        y = _host(self.f(self.to(_own(full))))
+        y = _host(self._asked(_own(full)))
         if y.ndim == 0 or len(y) != len(full):
             raise InputError(
                 f"the simulator was given a batch of shape {full.shape} and returned shape "
@@ -90,6 +90,12 @@ class Function:
                 "function of one member use enkg.Function(f, batched=False)"
             )
         return y[: len(part)]
+
+    def _asked(self, x: ndarray) -> Any:
+        try:
+            return self.f(self.to(x))
+        except SystemExit as error:  # a member that ends the process must not end the run
+            raise RuntimeError(f"it called exit({error.code})") from error
 
 
 Answer = tuple[ndarray | None, Failure | None, int]

@@ -182,8 +182,6 @@ def answer(function: Function, x: ndarray) -> Answer:
         return "rows", function._call(x, len(x))
     except InputError as error:
         return "unusable", str(error)
-    except SystemExit as error:
-        return _failed(RuntimeError(f"it called exit({error.code})"), error)
     except Exception as error:  # a simulator may raise anything
         return _failed(error, error)
 

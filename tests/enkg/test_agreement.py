@@ -7,7 +7,7 @@ import pytest
 
 import enkg
 from enkg.agreement import check
-from enkg.sketch import differences
+from enkg.sketch import differences, sketched
 from tests.enkg.problems import small_problem
 from tests.enkg.threads_comm import spread
 
@@ -67,3 +67,41 @@ def test_that_rounding_is_no_difference():
 def test_that_a_field_that_one_lacks_is_a_difference():
     assert differences({"a": {"b": 1}}, {"a": {}}) == ["a.b"]
     assert differences({"a": float("nan")}, {"a": float("nan")}) == []
+
+
+SMALL_BESIDE_LARGE = np.array([1e4] + [0.003] * 20)
+MASK = np.ones(10**5, dtype=bool)
+
+
+def changed(array: np.ndarray, place: int, value) -> np.ndarray:
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.array([1 + 2j, 3j]), np.array([5 + 2j, 9j])),
+        (np.array([np.nan, 0.0, 1.0]), np.array([0.0, np.nan, 1.0])),
+        (SMALL_BESIDE_LARGE, changed(SMALL_BESIDE_LARGE, 5, -0.003)),
+        (MASK, changed(MASK, 777, False)),
+        (np.array(["a", "b"]), np.array(["c", "d"])),
+        (np.arange(5), changed(np.arange(5), 2, 7)),
+        (np.linspace(0, 1, 5000), np.linspace(0, 1, 5000)[::-1].copy()),
+        (np.ones(3), np.ones(3, np.float32)),
+    ],
+)
+def test_that_a_real_change_of_an_array_is_seen(one, other):
+    found = differences({"a": sketched(one)}, {"a": sketched(other)})
+    assert found
+    assert all(name.split(".")[0] == "a" for name in found)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 7, 64, 65, 5000])
+def test_that_another_rounding_of_an_array_is_let_pass(kind, size):
+    one = np.random.default_rng(0).normal(size=size).astype(kind)
+    other = np.nextafter(one, np.inf, dtype=kind)
+    assert not np.array_equal(one, other)
+    assert differences(sketched(one), sketched(other)) == []
