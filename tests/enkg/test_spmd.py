@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import enkg
-
 from enkg.comm import ALONE
 from tests.enkg import spmd
 from tests.enkg.ranks import ROOT, launcher
@@ -96,7 +95,7 @@ def test_that_a_mistake_ends_all_ranks_and_is_told_once(words, tmp_path, monkeyp
 
 
 def test_that_a_run_begun_alone_goes_on_under_mpiexec_whatever_the_threads(tmp_path, monkeypatch):
-    # MPICH's mpiexec makes MKL take one thread, so that what the file computes is rounded otherwise.
+    # MPICH's mpiexec makes MKL take one thread, so what the file computes is rounded otherwise.
     (tmp_path / "computed.py").write_text(COMPUTED)
     monkeypatch.chdir(tmp_path)
     mpich = launcher("mpich")
