@@ -6,8 +6,9 @@
 Start with `Experiment` and `run`; `enkg --help` lists what the command line does.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
+from enkg import comm
 from enkg.errors import EnkgError, EnsembleFailure, InputError, StoreError
 from enkg.execute import Cached, Function, Pool, Program, UMBridge
 from enkg.experiment import Experiment
@@ -64,6 +65,7 @@ __all__ = [
     "Table",
     "UMBridge",
     "Units",
+    "comm",
     "export_netcdf",
     "open",
     "run",

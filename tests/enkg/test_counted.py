@@ -5,7 +5,8 @@ import torch
 
 import enkg
 from enkg.comm import share
-from enkg.counted import counted
+from enkg.counted import Counted, counted
+from enkg.prior import Drawable, Flowing, Placed, Prior, White
 from tests.enkg.problems import normal, small_problem
 
 CPU = torch.device("cpu")
@@ -75,17 +76,19 @@ def test_that_a_memory_too_small_for_one_member_is_an_error():
 
 def test_that_abilities_are_kept_and_none_is_added():
     plain = counted(Small(4), 4, CPU, 1)
-    assert isinstance(plain, enkg.prior.Prior)
-    assert not isinstance(plain, enkg.prior.Drawable | enkg.prior.Flowing | enkg.prior.White)
+    assert isinstance(plain, Prior)
+    assert not isinstance(plain, Drawable | Flowing | White)
     able = counted(PROBLEM.gaussian, 4, CPU, 1)
-    for ability in (enkg.prior.Drawable, enkg.prior.Flowing, enkg.prior.White, enkg.prior.Placed):
+    for ability in (Drawable, Flowing, White, Placed):
         assert isinstance(able, ability)
 
 
 def test_that_no_member_is_no_call():
     prior = counted(PROBLEM.gaussian, 4, CPU, 1)
     assert prior.denoise(torch.empty(0, 6), 1.0).shape == (0, 6)
+    assert isinstance(prior, Drawable)
     assert prior.draw(0, (), 0).shape == (0, 6)
+    assert isinstance(prior, Counted)
     assert prior.calls == 0
 
 

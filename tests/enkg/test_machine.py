@@ -5,15 +5,13 @@ import os
 import pytest
 import torch
 
-from enkg.comm import ALONE
+from enkg.comm import ALONE, Alone
 from enkg.errors import InputError
 from enkg.machine import device, own_cores, threads
 
 
-class Ranks:
+class Ranks(Alone):
     """One of several ranks of a node, as far as this room asks; all see the same cores."""
-
-    size = local_size = 2
 
     def __init__(self, local_rank, local_size=2, others=None):
         self.rank = self.local_rank = local_rank

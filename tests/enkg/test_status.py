@@ -310,6 +310,7 @@ def test_that_following_ends_with_the_run(tmp_path):
 def test_that_a_run_in_the_queue_is_told_by_its_job(tmp_path):
     (tmp_path / "job.id").write_text("4711\n")
     found = status.read(tmp_path)
+    assert isinstance(found, Status)
     assert found.sentence.startswith("submitted as job 4711, and not begun")
     console = Console(file=StringIO(), width=100)
     status.show(found, console)
