@@ -122,7 +122,7 @@ def test_that_the_umbridge_package_understands_the_errors(url):
     ("first", "words"),
     [
         (-1.0, "the mesh is tangled"),
-        (-2.0, "SystemExit"),
+        (-2.0, "exit(3)"),
         (-3.0, "NaN"),
         (-4.0, "NaN or infinity"),
         (-5.0, "3 numbers; expected 2"),

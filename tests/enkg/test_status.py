@@ -125,9 +125,13 @@ def test_that_a_stopped_run_says_why_and_how_to_go_on(stopped):
     found = one(stopped)
     assert found.state is State.STOPPED
     assert found.sentence == (
-        f"stopped after step 1 (by SIGTERM); `enkg resume '{stopped}'` goes on"
+        "stopped after step 1 (by SIGTERM); the script that began it goes on by "
+        "enkg.run(..., resume=True)"
     )
     assert found.told["seconds_left"] is None
+    record = store.recorded(stopped) | {"source": "begun_by.py"}
+    store.write_json(stopped / store.RECORD, record)
+    assert one(stopped).sentence.endswith(f"; `enkg resume '{stopped}'` goes on")
 
 
 def test_that_a_failed_run_says_why(tmp_path):
@@ -140,7 +144,7 @@ def test_that_a_failed_run_says_why(tmp_path):
     assert found.state is State.FAILED
     assert sum(found.told["causes"].values()) == MEMBERS
     assert found.sentence.startswith("failed before step 1: ")
-    assert "once that is mended, `enkg resume" in found.sentence
+    assert "once that is mended, the script that began it goes on" in found.sentence
 
 
 SCRIPT = """
@@ -176,7 +180,7 @@ def test_that_a_killed_run_is_found_dead(tmp_path):
     assert found.told["state"] == "running"
     assert found.state is State.KILLED
     assert "its lock is free: it was killed after step 1" in found.sentence
-    assert f"`enkg resume {folder}` goes on" in found.sentence
+    assert "resume=True" in found.sentence
 
 
 # --- from another node ----------------------------------------------------------------------

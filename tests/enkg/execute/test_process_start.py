@@ -69,7 +69,8 @@ def crowded(free: int):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = [os.dup(0)]
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 20, hard))
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, hard))
         with contextlib.suppress(OSError):
             while True:
                 held.append(os.dup(0))
