@@ -103,13 +103,23 @@ class Checkpoints:
         for number in once(self.comm, self._numbers):
             try:
                 meta = once(self.comm, lambda number=number: self._meta(number))
-                mine, ours = together(self.comm, lambda n=number, m=meta: self._read(n, m))
             except DamagedError as error:
-                if self.comm.rank == 0:
-                    log.warning("checkpoint %d is damaged and left out: %s", number, error)
+                self._leave_out(number, str(error))
                 continue
-            return number, mine, ours
+            mine, ours, trouble = {}, {}, None
+            try:
+                mine, ours = self._read(number, meta)
+            except DamagedError as error:
+                trouble = str(error)
+            troubles = [found for found in self.comm.gather(trouble) if found]
+            if not troubles:
+                return number, mine, ours
+            self._leave_out(number, troubles[0])
         return None
+
+    def _leave_out(self, number: int, why: str) -> None:
+        if self.comm.rank == 0:
+            log.warning("checkpoint %d is damaged and left out: %s", number, why)
 
     def _numbers(self) -> list[int]:
         """Newest first."""
