@@ -124,6 +124,11 @@ def _run(given: list[str]) -> int:
 def _resume(command: Resume) -> int:
     out = command.directory.resolve()
     record = store.recorded(out)
+    if "arguments" not in record:
+        raise StoreError(
+            f"{command.directory} was begun by a version of enkg that could not go on with a run; "
+            "begin it anew by enkg run FILE --overwrite"
+        )
     if record["source"] is None:
         raise InputError(
             f"{command.directory} was begun by a Python script, not by `enkg run`; go on with it "
@@ -226,10 +231,12 @@ def _crew(comm: Comm, experiment: Experiment, out: Path) -> Crew | None:
 
 
 def _submit(given: list[str]) -> int:
-    options, _, rest = _experiment(Submit, "submit", given)
-    for configuration in grid.grid(options.vary):  # a mistake is told now, not in the queue
-        words = [*given, *grid.arguments(configuration)]
-        members = _experiment(Submit, "submit", words)[1].guidance.members
+    options, experiment, rest = _experiment(Submit, "submit", given)
+    runs = [experiment]
+    if options.vary:  # a mistake is told now, not in the queue
+        words = [[*given, *grid.arguments(values)] for values in grid.grid(options.vary)]
+        runs = [_experiment(Submit, "submit", line)[1] for line in words]
+    for members in {each.guidance.members for each in runs}:
         if not options.controller and options.ranks > members:
             raise InputError(
                 f"{options.ranks} ranks for {members} members; give at most one rank for each"

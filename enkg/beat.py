@@ -95,8 +95,7 @@ class Beat:
     folder: the run directory; None writes nothing, and no rank but the first does. A disk that
     refuses is reported once in the log and tried again; it never ends the run.
 
-    Cost: 0.1 to 0.4 ms for a write, every 2 s at most and in another thread; 0.2 us for a progress
-    call.
+    Cost: one small file every `EVERY` seconds at most, written by a thread of its own.
     """
 
     def __init__(

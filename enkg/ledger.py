@@ -78,9 +78,9 @@ class Ledger:
     folder: of all ranks; made if it is not there. after: what belongs to earlier batches is not
     looked at. size: number of ranks now; whatever the number was before, all is found.
 
-    Cost: an answer of 128 x 128 numbers, some 0.3 ms; a request to the disk every 5 s. If the disk
-    refuses, the run goes on without a ledger, and the log says so. Raises StoreError if the folder
-    cannot be made.
+    Cost: one write of each answer; a request to the disk to keep them every `SYNC` seconds. If the
+    disk refuses, the run goes on without a ledger, and the log says so. Raises StoreError if the
+    folder cannot be made.
     """
 
     def __init__(self, folder: Path, rank: int, size: int, after: int = 0) -> None:

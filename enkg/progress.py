@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from enkg.beat import clock
 from enkg.experiment import Experiment
 from enkg.guidance import Info
 
@@ -64,7 +65,7 @@ class Watch:
         if self.bar is not None:
             elapsed = perf_counter() - self.begin
             left = elapsed * (1 - self.share) / max(self.share, 1e-3)
-            self.bar.update(self.task, completed=self.share, left=f"about {_clock(left)} left")
+            self.bar.update(self.task, completed=self.share, left=f"about {clock(left)} left")
         if not info.evaluated:
             return
         cells = (
@@ -98,9 +99,3 @@ def calls(console: Console) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

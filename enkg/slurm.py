@@ -4,7 +4,7 @@ In the run directory, or the grid's folder:
 
     job.sh             the batch script (see `enkg.slurm_script`)
     job.id             number of the job that was submitted last
-    job-JOB.log      what the script itself and srun say
+    job-JOB.log        what the script itself and srun say
     grid.json          the combinations of a grid (see `enkg.grid`)
 
 and in each run directory, where all that belongs to the job is called job something:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 EAGER = 1e-3
 """Seconds of polling without rest, where a rank may still be busy elsewhere."""
 PRESENT = 600.0
-"""The same where all ranks are there and data move: they move only while they are looked after.
-MPICH moved 32 MB in 4 s between ranks that rested, and in 0.06 s between ranks that did not."""
+"""The same where all ranks are there and data move: MPI moves large messages only while somebody
+looks after them, so that between ranks that rest they take many times as long."""
 SHORTEST, LONGEST = 50e-6, 2e-3
 """Rests between two looks, seconds; between them, a twentieth of the time waited so far."""
 

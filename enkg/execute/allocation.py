@@ -29,8 +29,8 @@ def nodes() -> tuple[Node, ...]:
     node that it runs on, because the other nodes have ranks of their own. Outside an allocation,
     this machine.
 
-    Raises InputError if SLURM's own description cannot be read. Cost: some 10 ms where there is an
-    allocation of several nodes.
+    Raises InputError if SLURM's own description cannot be read. Cost: one call of scontrol where
+    there is an allocation of several nodes.
     """
     names = os.environ.get("SLURM_JOB_NODELIST")
     here = os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -52,7 +52,7 @@ class Crew:
     returns. A simulator that is unusable on a rank raises the same InputError here. A rank that
     dies takes the MPI job with it.
 
-    Costs some 0.5 to 1 ms a call of 128 x 128 numbers each way, beside the simulator's adapter.
+    Costs two messages a call, which hold the numbers, beside the simulator's adapter.
     """
 
     comm: Any

@@ -20,8 +20,13 @@ import enkg
 from priors.gaussian_field import gaussian_field
 
 
-def problem(size: int, members: int, seconds: float) -> enkg.Experiment:
-    """A field of size x size points, every second point observed after a dear identity."""
+def problem(
+    size: int, members: int, seconds: float, updates: int | None = None, chunk: int = 16
+) -> enkg.Experiment:
+    """A field of size x size points, every second point observed after a dear identity.
+
+    seconds: of a call of one member. chunk: members that the simulator gets at once.
+    """
     prior = gaussian_field(size)
 
     def simulator(x: np.ndarray) -> np.ndarray:
@@ -33,9 +38,9 @@ def problem(size: int, members: int, seconds: float) -> enkg.Experiment:
     observation = enkg.Observation(exact.perturb(exact.y, seed=1), std=0.2)
     return enkg.Experiment(
         prior=prior,
-        simulator=enkg.Function(simulator, chunk=16),
+        simulator=enkg.Function(simulator, chunk=chunk),
         observation=observation,
-        guidance=enkg.EnKG(members=members),
+        guidance=enkg.EnKG(members=members, updates=updates),
         truth=truth,
     )
 

@@ -38,7 +38,7 @@ import enkg
 from enkg.comm import ALONE, Comm, across, world
 from enkg.comm.base import packed
 from enkg.guidance.kalman import perturbed_weights
-from priors.gaussian_field import gaussian_field
+from experiments.benchmarks.overhead import problem
 
 MIB = 2**20
 MOVED = ("unknowns", "data", "weights", "decisions")
@@ -80,30 +80,11 @@ class Weighed:
         self.inner.abort(code)
 
 
-def problem(size: int, members: int, seconds: float, updates: int) -> enkg.Experiment:
-    """A field of size x size points, every second point observed, by a simulator that sleeps."""
-    prior = gaussian_field(size)
-
-    def simulator(x: np.ndarray) -> np.ndarray:
-        time.sleep(seconds * len(x))
-        return x[:, ::2, ::2]
-
-    truth = prior.draw(seed=1, members=[10**6], step=0)[0]
-    exact = enkg.Observation(truth[::2, ::2], std=0.2)
-    return enkg.Experiment(
-        prior=prior,
-        simulator=enkg.Function(simulator, chunk=1),
-        observation=enkg.Observation(exact.perturb(exact.y, seed=1), std=0.2),
-        guidance=enkg.EnKG(members=members, updates=updates),
-        truth=truth,
-    )
-
-
 def on_a_rank(given: argparse.Namespace) -> None:
     """One run of this many ranks; rank 0 writes what all of them saw."""
     comm = Weighed(world())
     enkg.run(problem(8, 4 * comm.size, 0.0, 1), comm=comm)  # imports, first uses
-    case = problem(given.size, given.members, given.seconds, given.updates)
+    case = problem(given.size, given.members, given.seconds, given.updates, chunk=1)
     comm.bytes.clear()
     comm.barrier()
     begin = time.perf_counter()

@@ -25,15 +25,6 @@ folder = sys.argv[1]
 LONG = "start('import time; time.sleep(1000)', folder, folder)\n"
 
 
-@pytest.fixture
-def mark(tmp_path):
-    yield tmp_path
-    left = living(tmp_path)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-
-
 def guarded(enkg: int) -> bool:
     """Whether this process has a guard."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -164,15 +164,6 @@ def program(tmp_path_factory):
     return str(folder / "program")
 
 
-@pytest.fixture
-def mark(tmp_path):
-    yield tmp_path
-    left = living(tmp_path)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-
-
 def ranks(program, mark, *arguments, **options):
     return start([*launcher.prefix(Mpi(2)), program, *arguments], mark, mark, **options)
 
