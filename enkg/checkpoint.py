@@ -380,5 +380,7 @@ def _made(kind: type, values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         kinds = [k for k in (hints[name], *typing.get_args(hints[name])) if isinstance(k, type)]
         nested = [k for k in kinds if dataclasses.is_dataclass(k)]
+        if typing.get_origin(hints[name]) is tuple and isinstance(value, list):
+            value = tuple(value)  # noqa: PLW2901
         made[name] = _made(nested[0], value) if nested and isinstance(value, Mapping) else value
     return kind(**made)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from enkg.errors import InputError
 from enkg.machine import threads
-from enkg.prior import Drawable, Flowing, Prior, White
+from enkg.prior import Drawable, Flowing, Prior, White, vjp
 
 log = logging.getLogger("enkg")
 
@@ -26,7 +26,7 @@ ON_GPU = 256
 
 
 class Counted:
-    """A prior that counts its denoiser calls, one a member (fillings are not counted).
+    """A prior that counts its calls and products with its Jacobian, one a member, fillings not.
 
     cores: threads of the prior's work. first: see `enkg.prior.Placed`.
     """
@@ -35,7 +35,7 @@ class Counted:
         self.inner: Any = prior
         self.shape = prior.shape
         self.chunk, self.cores = chunk, cores
-        self.calls = self.first = 0
+        self.calls = self.vjps = self.first = 0
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         self.calls += len(x)
@@ -49,6 +49,14 @@ class Counted:
                 f"{tuple(denoised.shape)}"
             )
         return denoised
+
+    def vjp(self, x: Tensor, sigma: float, v: Tensor) -> Tensor:
+        """See `enkg.prior.vjp`; counted as `vjps`."""
+        if not len(x):
+            return x
+        self.vjps += len(x)
+        pair = torch.stack([x, v.to(x)], dim=1)
+        return self._chunked(pair, lambda part: vjp(self.inner, part[:, 0], sigma, part[:, 1]))
 
     def _chunked(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         done: list[Tensor] = []

@@ -16,6 +16,13 @@ class InputError(EnkgError, ValueError):
     """An argument, a file or a simulator's answer has the wrong shape, value or type."""
 
 
+class MissingCapability(InputError):
+    """A method needs something of the prior or of the simulator that it does not have."""
+
+    def __init__(self, method: str, capability: str, advice: str = "") -> None:
+        super().__init__(f"{method} needs {capability}{f'; {advice}' if advice else ''}")
+
+
 class EnsembleFailure(EnkgError, RuntimeError):
     """Too few members of the ensemble survived the simulator.
 

@@ -30,13 +30,14 @@ SHARE = 0.02
 class Standing:
     """Where a run stands: all that its results are made of.
 
-    denoiser_calls: of all ranks. rows: the trace so far. first: the first clean ensemble of this
+    denoiser_calls, denoiser_vjps: of all ranks. rows: the trace so far. first: the first clean ensemble of this
     rank, and the data of all. seconds: of the run's earlier lives.
     """
 
     state: State
     count: Count
     denoiser_calls: int = 0
+    denoiser_vjps: int = 0
     rows: tuple[dict[str, float], ...] = ()
     first: tuple[Tensor, Tensor] | None = None
     seconds: float = 0.0
@@ -72,6 +73,7 @@ class Journal:
                 state.to(like.device),
                 Count.from_mapping(ours["count"]),
                 ours["denoiser_calls"],
+                ours["denoiser_vjps"],
                 tuple(ours["rows"]),
                 (x0, y),
                 ours["seconds"],
@@ -93,6 +95,7 @@ class Journal:
             "state": ours,
             "count": standing.count.as_mapping(),
             "denoiser_calls": standing.denoiser_calls,
+            "denoiser_vjps": standing.denoiser_vjps,
             "rows": list(standing.rows),
             "seconds": standing.seconds,
         }

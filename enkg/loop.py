@@ -18,6 +18,8 @@ from enkg.forward import Forward
 from enkg.guidance import Guidance, Info, State
 from enkg.journal import Journal, Standing
 from enkg.machine import device, threads
+from enkg.observation import Observation
+from enkg.sample import start
 from enkg.simulator import Evaluator
 
 log = logging.getLogger("enkg")
@@ -57,6 +59,7 @@ def guided(
             else:
                 forward.count = standing.count
                 prior.calls = standing.denoiser_calls if comm.rank == 0 else 0  # of all ranks
+                prior.vjps = standing.denoiser_vjps if comm.rank == 0 else 0
                 observer.counts = forward.count
                 log.info("going on after step %d", standing.state.step)
                 prior.first = standing.state.first
@@ -69,12 +72,13 @@ def guided(
                         state = _without_the_dead(guidance, state, info)
                         prior.first = state.first
                     if info.evaluated and standing.first is None:
-                        standing.first = info.evaluated[0]
+                        standing.first = _first_ensemble(guidance, state, info, prior, observation)
                     standing.seconds = earlier + perf_counter() - begin
                     row = _row(info, forward, prior, standing.seconds, comm)
                     _log_step(row)
                     standing.state, standing.rows = state, (*standing.rows, row)
                     standing.denoiser_calls = int(row["denoiser_calls"])
+                    standing.denoiser_vjps = int(row["denoiser_vjps"])
                     observer.stepped(info, row)
                     journal.keep(standing)
                 predicted = forward(_first(standing.state, experiment.predict))
@@ -90,6 +94,16 @@ def _first(state: State, count: int | None) -> Tensor:
     """This rank's part of the first members of all."""
     first = state.first
     return state.x if count is None else state.x[: max(0, count - first)]
+
+
+def _first_ensemble(
+    guidance: Guidance, state: State, info: Info, prior: Counted, observation: Observation
+) -> tuple[Tensor, Tensor]:
+    """Prior samples of this rank's members and the data of all; NaN where nobody simulated them."""
+    if guidance.begins_at_prior:
+        return info.evaluated[0]
+    x = start(prior, 0.0, state.seed, state.members, state.x)
+    return x, torch.full((len(state.everyone), *observation.y.shape), torch.nan)
 
 
 def _without_the_dead(guidance: Guidance, state: State, info: Info) -> State:
@@ -118,6 +132,7 @@ def _row(
         "calls": forward.count.calls,
         "failed": forward.count.failed,
         "denoiser_calls": sum(comm.gather(prior.calls)),
+        "denoiser_vjps": sum(comm.gather(prior.vjps)),
         "seconds": seconds,
     }
 

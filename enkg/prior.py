@@ -1,9 +1,10 @@
 """Priors: what the unknown looks like, as a denoiser at every noise level.
 
-A prior is anything with a `shape` and a `denoise`. Three more abilities are optional, each a
+A prior is anything with a `shape` and a `denoise`. Four more abilities are optional, each a
 protocol of its own: `Drawable` priors give exact samples, `Flowing` ones know their
-probability-flow map in closed form, `White` ones are Gaussian. The two exact priors of this module
-have the first; the Gaussian has all.
+probability-flow map in closed form, `Differentiable` ones the Jacobian of their denoiser, `White`
+ones are Gaussian. Of the two exact priors of this module the Gaussian has all, the mixture the
+first and the third.
 
 Notation: x_sigma = x_0 + sigma n, D(x, sigma) = E[x_0 | x_sigma = x].
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from enkg import random
 from enkg.arrays import rows, tensor
-from enkg.errors import InputError
+from enkg.errors import InputError, MissingCapability
 from enkg.random import Stream
 from enkg.transform import Eigenbasis, Identity, Transform
 
@@ -76,6 +77,15 @@ class White(Protocol):
 
 
 @runtime_checkable
+class Differentiable(Protocol):
+    """A prior that knows the Jacobian J_D of its denoiser."""
+
+    def vjp(self, x: Tensor, sigma: float, v: Tensor) -> Tensor:
+        """J_D(x, sigma)^T v, row by row, (J, *X) and (J, *X) to (J, *X)."""
+        ...
+
+
+@runtime_checkable
 class Placed(Protocol):
     """A prior that computes in chunks, and is told which of all members come first on this rank.
 
@@ -83,6 +93,25 @@ class Placed(Protocol):
     """
 
     first: int
+
+
+def vjp(prior: Prior, x: Tensor, sigma: float, v: Tensor) -> Tensor:
+    """J_D(x, sigma)^T v, (J, *X): from the prior where it is `Differentiable`, else by autograd.
+
+    Raises MissingCapability where the denoiser is not made of differentiable tensor operations.
+    """
+    if isinstance(prior, Differentiable):
+        return prior.vjp(x, sigma, v)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        denoised = prior.denoise(x, sigma)
+        if not denoised.requires_grad:
+            raise MissingCapability(
+                "this method",
+                "a denoiser that torch can differentiate, or a prior with vjp(x, sigma, v)",
+                "enkg, es-mda and weighted do without",
+            )
+        return torch.autograd.grad(denoised, x, v.to(denoised))[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +190,11 @@ class Gaussian:
         variance, mean = self.variance.to(x), self.mean.to(x)
         z = self.transform.forward(x - mean)
         return mean + self.transform.inverse(variance / (variance + sigma**2) * z)
+
+    def vjp(self, x: Tensor, sigma: float, v: Tensor) -> Tensor:
+        variance = self.variance.to(v)
+        gain = variance / (variance + sigma**2)
+        return self.transform.inverse(gain * self.transform.forward(v))
 
     def flow(self, x: Tensor, sigma: float, to: float) -> Tensor:
         # Directions without variance (outside a truncated basis) shrink by to / sigma.
@@ -264,6 +298,16 @@ class Mixture:
         z = self.transform.forward(x - mean)
         blend = self.weights(z, sigma) @ self.centres.to(x)
         return mean + self.transform.inverse(blend + kernel / (kernel + sigma**2) * (z - blend))
+
+    def vjp(self, x: Tensor, sigma: float, v: Tensor) -> Tensor:
+        # T J_D T^-1 = L / (L + sigma^2) + sigma^2 V Cov_w(a) V with V = 1 / (L + sigma^2).
+        kernel, a = self.kernel.to(x), self.centres.to(x)
+        inverse = 1 / (kernel + sigma**2)
+        weights = self.weights(self.transform.forward(x - self.mean.to(x)), sigma)
+        u = self.transform.forward(v.to(x))
+        along = (u * inverse) @ a.T
+        along = weights * (along - (weights * along).sum(dim=1, keepdim=True))
+        return self.transform.inverse(kernel * inverse * u + sigma**2 * inverse * (along @ a))
 
     def draw(self, seed: int, members: Sequence[int], step: int) -> Tensor:
         which = random.choose(len(self.centres), seed, Stream.COMPONENT, members, step)

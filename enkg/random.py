@@ -28,6 +28,13 @@ class Stream(IntEnum):
     COMPONENT = 4
     SYNTHETIC = 5
     START = 6
+    DIRECTION = 7
+    CANDIDATE = 8
+    CONDITIONAL = 9
+    RENOISE = 10
+    CHOICE = 11
+    TRUTH = 12
+    REFERENCE = 13
 
 
 def generators(seed: int, stream: Stream, members: Sequence[int], step: int) -> list[Generator]:

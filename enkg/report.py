@@ -136,6 +136,8 @@ def _data(tree: xr.DataTree) -> "Figure":
         values = _array(tree, group, name).values
         values = values.reshape(len(values), -1)[:, keep]
         values = values[np.isfinite(values).all(axis=1)]
+        if not len(values):  # nobody simulated them
+            continue
         low, middle, high = np.percentile(values[:, few], [5, 50, 95], axis=0)
         bars = [middle - low, high - middle]
         left.errorbar(
@@ -218,6 +220,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
         "simulator calls": f"{summary['calls']:,}",
         "failed calls": _failures(summary),
         "denoiser calls": f"{summary['denoiser_calls']:,}",
+        "denoiser Jacobian products": f"{summary.get('denoiser_vjps', 0):,}",
         "seconds": f"{summary['seconds']:.1f}",
         "of these in the simulator": f"{summary['simulator_seconds']:.1f}",
         "misfit per datum, prior": _number(summary["prior_misfit_per_datum"]),
@@ -230,6 +233,8 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     console.print(grid)
     for table in summary.get("tables", []):
         _print_table(Table(**table), console)
+    for remark in summary.get("remarks", []):
+        console.print(remark, markup=False, highlight=False)
     word, colour = ("trusted", "green") if summary["trusted"] else ("not trusted", "red")
     console.print(f"[bold {colour}]{word}[/]: ", end="")
     console.print(summary["reason"], markup=False, highlight=False)

@@ -33,23 +33,27 @@ class Outcome:
     causes: Mapping[str, int]
     asked: int
     denoiser_calls: int
+    denoiser_vjps: int
     simulator_seconds: float
+    remarks: tuple[str, ...] = ()
 
 
 def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     """The numbers of summary.json, all but the wall time."""
     observation, guidance, x = experiment.observation, experiment.guidance, outcome.x
 
-    def misfit(y: Tensor) -> float:
+    def misfit(y: Tensor) -> float | None:
         living = y[ensemble.alive(y)]
-        return observation.misfit_per_datum(living)
+        return observation.misfit_per_datum(living) if len(living) else None
 
     before = ensemble.spread(outcome.prior_x)
     spread = ensemble.spread(x) / before if before > 0 else float("nan")
+    after = misfit(outcome.predicted)
+    assert after is not None  # forward refuses a sweep without survivors
     judged = verdict(
         law=guidance.posterior_law,
         beta=outcome.beta,
-        misfit_per_datum=misfit(outcome.predicted),
+        misfit_per_datum=after,
         data=observation.count,
         spread=spread,
         members=len(x),
@@ -72,12 +76,14 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "failed": outcome.failed,
         "causes": dict(outcome.causes),
         "denoiser_calls": outcome.denoiser_calls,
+        "denoiser_vjps": outcome.denoiser_vjps,
         "simulator_seconds": outcome.simulator_seconds,
         "prior_misfit_per_datum": misfit(outcome.prior_y),
-        "misfit_per_datum": misfit(outcome.predicted),
+        "misfit_per_datum": after,
         "spread": spread,
         "trusted": judged.trusted,
         "reason": judged.reason,
+        "remarks": list(outcome.remarks),
         "metrics": found,
     }
 

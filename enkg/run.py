@@ -195,6 +195,8 @@ def _evaluated(order: _Order, folder: Path | None, beat: Beat) -> xr.DataTree:
         causes=count.causes,
         asked=count.asked,
         denoiser_calls=standing.denoiser_calls,
+        denoiser_vjps=standing.denoiser_vjps,
+        remarks=standing.state.remarks,
         simulator_seconds=count.seconds,
     )
     trees: list[xr.DataTree] = []

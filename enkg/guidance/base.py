@@ -37,7 +37,7 @@ class State:
     x: this rank's members at noise level sigma, shape (J_r, *X), prior units; all J of them where
     there is one process. members: the identities of these, which key the random numbers. beta:
     power of the likelihood spent so far, 0 to 1. finished: x holds the result (then sigma is 0).
-    comm: who holds the other members.
+    comm: who holds the other members. remarks: sentences about the run, for its user.
     """
 
     sharded: ClassVar[tuple[str, ...]] = ("x", "members")
@@ -51,6 +51,7 @@ class State:
     beta: float = 0.0
     finished: bool = False
     comm: Comm = field(default=ALONE, repr=False)
+    remarks: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "State":
         """The same state, with the ensemble on that device."""
@@ -102,6 +103,8 @@ class Guidance(ABC):
     """What the method's states are, for those who read them from a disk."""
     posterior_law: ClassVar[str | None] = None
     """On which problems the result is the exact posterior; None where there is no such law."""
+    begins_at_prior: ClassVar[bool] = True
+    """Whether the first evaluated ensemble consists of prior samples."""
 
     def __post_init__(self) -> None:
         if self.members < 2:

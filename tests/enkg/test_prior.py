@@ -239,3 +239,29 @@ def test_that_impossible_priors_are_refused_in_words(wrong):
 
 def test_that_the_score_points_home():
     assert (score(gaussian(), MEAN[None] + DOUBLE.new_ones(D), 1.0) @ torch.ones(D).double()) < 0
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture"])
+def test_that_the_closed_jacobian_is_that_of_autograd(kind):
+    gaussian = enkg.Gaussian.from_samples(normal(30, 5, seed=3))
+    centres = normal(7, 5, seed=4)
+    prior = gaussian if kind == "gaussian" else enkg.Mixture.shrunken(gaussian, centres)
+
+    class Plain:
+        shape = prior.shape
+        denoise = staticmethod(prior.denoise)
+
+    x, v = normal(4, 5, seed=5), normal(4, 5, seed=6)
+    expected = enkg.prior.vjp(Plain(), x, 0.6, v)
+    torch.testing.assert_close(enkg.prior.vjp(prior, x, 0.6, v), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_that_a_denoiser_without_gradients_is_refused_with_a_sentence():
+    class NumPy:
+        shape = (5,)
+
+        def denoise(self, x, sigma):
+            return torch.from_numpy(x.detach().numpy() / 2)
+
+    with pytest.raises(enkg.errors.MissingCapability, match="vjp"):
+        enkg.prior.vjp(NumPy(), normal(2, 5), 1.0, normal(2, 5))
