@@ -30,8 +30,8 @@ SHARE = 0.02
 class Standing:
     """Where a run stands: all that its results are made of.
 
-    denoiser_calls, denoiser_vjps: of all ranks. rows: the trace so far. first: the first clean ensemble of this
-    rank, and the data of all. seconds: of the run's earlier lives.
+    denoiser_calls, denoiser_vjps: of all ranks. rows: the trace so far. first: the first clean
+    ensemble of this rank, and the data of all. seconds: of the run's earlier lives.
     """
 
     state: State
