@@ -18,9 +18,6 @@ kernel = torch.exp(-0.5 * ((place[sensors][:, None] - place) / 2) ** 2)
 kernel /= kernel.sum(dim=1, keepdim=True)
 
 prior = enkg.Gaussian.from_covariance(torch.zeros(UNKNOWNS, dtype=torch.float64), covariance)
-truth = prior.draw(seed=7, members=[10**6], step=0)[0]
-clean = enkg.Observation(kernel @ truth, std=NOISE)
-observation = enkg.Observation(clean.perturb(clean.y, seed=7), std=NOISE)
 
 
 def simulator(x):
@@ -28,31 +25,39 @@ def simulator(x):
     return x @ kernel.numpy().T
 
 
-def exact() -> tuple[torch.Tensor, torch.Tensor]:
+def exact(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and covariance of the posterior in closed form."""
     innovation = kernel @ covariance @ kernel.T + NOISE**2 * torch.eye(DATA)
     gain = torch.linalg.solve(innovation, kernel @ covariance).T
-    return gain @ observation.y, covariance - gain @ kernel @ covariance
+    return gain @ y, covariance - gain @ kernel @ covariance
 
 
-def analyse(tree: xr.DataTree, folder) -> enkg.Analysis:
-    """Mean and standard deviation against the closed form."""
-    x = torch.from_numpy(tree["posterior"]["signal"].values).double()
-    mean, posterior = exact()
-    return enkg.Analysis(
-        {
-            "mean_against_exact": float((x.mean(0) - mean).norm() / mean.norm()),
-            "variance_over_exact": float(x.var(0).sum() / posterior.trace()),
-        }
+def inversion(truth: int = 7) -> enkg.Experiment:
+    """The problem with another true signal and other noise for each number."""
+    signal = prior.draw(seed=truth, members=[10**6], step=0)[0]
+    clean = enkg.Observation(kernel @ signal, std=NOISE)
+    observation = enkg.Observation(clean.perturb(clean.y, seed=truth), std=NOISE)
+
+    def analyse(tree: xr.DataTree, folder) -> enkg.Analysis:
+        """Mean and standard deviation against the closed form."""
+        x = torch.from_numpy(tree["posterior"]["signal"].values).double()
+        mean, posterior = exact(observation.y)
+        return enkg.Analysis(
+            {
+                "mean_against_exact": float((x.mean(0) - mean).norm() / mean.norm()),
+                "variance_over_exact": float(x.var(0).sum() / posterior.trace()),
+            }
+        )
+
+    return enkg.Experiment(
+        prior=prior,
+        simulator=simulator,
+        observation=observation,
+        unknown=enkg.Field("signal", dims=("place",)),
+        data=enkg.Field("local_mean", dims=("sensor",)),
+        truth=signal,
+        analyse=analyse,
     )
 
 
-experiment = enkg.Experiment(
-    prior=prior,
-    simulator=simulator,
-    observation=observation,
-    unknown=enkg.Field("signal", dims=("place",)),
-    data=enkg.Field("local_mean", dims=("sensor",)),
-    truth=truth,
-    analyse=analyse,
-)
+experiment = inversion()
