@@ -9,12 +9,32 @@ Start with `Experiment` and `run`; `enkg --help` lists what the command line doe
 __version__ = "0.3.0"
 
 from enkg import comm
-from enkg.errors import EnkgError, EnsembleFailure, InputError, StoreError
+from enkg.calibrate import Calibration, calibrate
+from enkg.errors import EnkgError, EnsembleFailure, InputError, MissingCapability, StoreError
 from enkg.execute import Cached, Function, Pool, Program, UMBridge
 from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure, FailurePolicy
 from enkg.field import Field
-from enkg.guidance import ESMDA, METHODS, SLR, EnKG, EnKGPublished, Guidance, Info, State
+from enkg.guidance import (
+    DPG,
+    EKI,
+    ESMDA,
+    GSG,
+    METHODS,
+    SCG,
+    SLR,
+    DAEnK,
+    EKIPublished,
+    EnKG,
+    EnKGPublished,
+    Guidance,
+    Info,
+    Polish,
+    SplitGibbs,
+    State,
+    WeightedEnKG,
+)
+from enkg.low import Low
 from enkg.observation import Observation
 from enkg.prior import Gaussian, Mixture, Prior
 from enkg.report import Analysis, Table
@@ -27,13 +47,20 @@ from enkg.transform import Eigenbasis, Identity, RealFourier
 from enkg.units import Affine, Log, Units
 
 __all__ = [
+    "DPG",
+    "EKI",
     "ESMDA",
+    "GSG",
     "METHODS",
+    "SCG",
     "SLR",
     "Affine",
     "Analysis",
     "Cached",
+    "Calibration",
     "Cause",
+    "DAEnK",
+    "EKIPublished",
     "Eigenbasis",
     "EnKG",
     "EnKGPublished",
@@ -52,19 +79,25 @@ __all__ = [
     "Info",
     "InputError",
     "Log",
+    "Low",
+    "MissingCapability",
     "Mixture",
     "Observation",
+    "Polish",
     "Pool",
     "Prior",
     "Program",
     "RealFourier",
     "Result",
     "Simulator",
+    "SplitGibbs",
     "State",
     "StoreError",
     "Table",
     "UMBridge",
     "Units",
+    "WeightedEnKG",
+    "calibrate",
     "comm",
     "export_netcdf",
     "open",

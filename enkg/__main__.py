@@ -1,20 +1,22 @@
-"""The command line: enkg run, resume, submit, status, check, new, serve, list, show, export."""
+"""The command line: enkg run, resume, calibrate, submit, status, check, new, serve, list, ..."""
 
 import dataclasses
 import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import tyro
 from rich.console import Console
 from rich.table import Table as Grid
 
 import enkg
-from enkg import findings, grid, report, serve, slurm, status, stop, store
+from enkg import calibration_report, findings, grid, report, serve, slurm, status, stop, store
+from enkg.build import Options, described
+from enkg.calibrate import NUMBERS, calibrate
 from enkg.check import check
 from enkg.comm import ALONE, Comm, Kind, once, one_for_all, raised_by_all, together, world
 from enkg.comm.mpi import Mpi
@@ -23,10 +25,10 @@ from enkg.execute import crew
 from enkg.execute.crew import Crew
 from enkg.experiment import Experiment
 from enkg.guidance import METHODS
-from enkg.load import discover, guarded, load, project_root
+from enkg.load import discover, project_root
 from enkg.machine import own_cores, threads
-from enkg.options import Check, Export, List, New, Resume, Run, Show, Status
-from enkg.progress import Watch, calls
+from enkg.options import Calibrate, Check, Export, List, New, Resume, Run, Show, Status
+from enkg.progress import Truths, Watch, calls
 from enkg.run import run
 from enkg.scaffold import new_simulator, next_steps
 from enkg.serve import Serve
@@ -42,12 +44,11 @@ class Patient(Console):
 
 
 console = Patient()
-CONFIG = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues)
-
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Resume, tyro.conf.subcommand("resume")]
+    | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Submit, tyro.conf.subcommand("submit")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Check, tyro.conf.subcommand("check")]
@@ -57,9 +58,6 @@ Command = (
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )
-
-
-Options = TypeVar("Options", Run, Check, Submit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"enkg {enkg.__version__}", highlight=False)
         return 0
     command = given[0]
-    whole = {"run": _run, "check": _check, "submit": _submit}
+    whole = {"run": _run, "calibrate": _calibrate, "check": _check, "submit": _submit}
     try:
         with stop.signals():
             if command in whole:
@@ -93,11 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as error:
-        runs = command in ("run", "resume")
+        runs = command in ("run", "resume", "calibrate")
         by, code = "stopped by the keyboard", 130
         if isinstance(error, stop.Stopped):
             by, code = str(error), error.code if runs else stop.AT_ONCE
         left = "; the run is not finished: enkg resume goes on with it" if runs else ""
+        if command == "calibrate":
+            left = "; the calibration is not finished: the same command goes on with it"
         Console(stderr=True).print(f"{by}{left}", highlight=False, soft_wrap=True)
         return code
 
@@ -116,7 +116,7 @@ def _complain(error: EnkgError, traceback: bool) -> int:
 
 def _run(given: list[str]) -> int:
     with _ranks(_kind(given)) as comm:
-        options, experiment, rest = together(comm, lambda: _built(given))
+        options, experiment, rest = together(comm, lambda: _built(Run, "run", given))
         out = options.out or Path("runs") / options.file.stem
         return _inverted(options, experiment, out, comm, rest)
 
@@ -141,7 +141,7 @@ def _resume(command: Resume) -> int:
         )
     given = [record["source"], *record["arguments"]]
     with _ranks(command.comm) as comm, chdir(record["folder"]):
-        _, experiment, rest = together(comm, lambda: _built(given))
+        _, experiment, rest = together(comm, lambda: _built(Run, "run", given))
         options = dataclasses.replace(
             Run(Path(record["source"]), resume=True),
             **{f.name: getattr(command, f.name) for f in dataclasses.fields(command)[1:]},
@@ -149,13 +149,43 @@ def _resume(command: Resume) -> int:
         return _inverted(options, experiment, out, comm, rest)
 
 
-def _built(given: list[str]) -> tuple[Run, Experiment, list[str]]:
-    """What `enkg run` was told. On one thread, for the same last bits wherever it is built."""
+def _built(
+    kind: type[Options], verb: str, given: list[str]
+) -> tuple[Options, Experiment, list[str]]:
+    """What the command was told. On one thread, for the same last bits wherever it is built."""
     with ExitStack() as stack:
         stack.enter_context(threads(1))
         if console.quiet:  # a mistake is told by the first rank
             stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-        return _experiment(Run, "run", given)
+        return described(kind, verb, given, console)
+
+
+def _calibrate(given: list[str]) -> int:
+    with _ranks(_kind(given)) as comm:
+        options, experiment, rest = together(comm, lambda: _built(Calibrate, "calibrate", given))
+        out = options.out or Path("runs") / f"{options.file.stem}-calibration"
+        if options.time_limit is not None:
+            stop.limit(options.time_limit)
+        with Truths(console) as witness:
+            found = calibrate(
+                experiment,
+                options.truths,
+                out,
+                force=options.force,
+                witness=witness,
+                source=options.file,
+                arguments=_arguments(options.guidance, rest),
+                comm=comm,
+            )
+        if comm.rank == 0:
+            calibration_report.show(found.numbers, console)
+            console.print(f"numbers in {out}/{NUMBERS}, figures beside it", highlight=False)
+        return 0
+
+
+def _arguments(guidance: str | None, rest: list[str]) -> list[str]:
+    """What was added to the file, for the record."""
+    return [*(["--guidance", guidance] if guidance else []), *rest]
 
 
 @contextmanager
@@ -199,7 +229,7 @@ def _inverted(options: Run, experiment: Experiment, out: Path, comm: Comm, rest:
             force=options.force,
             observer=Watch(console),
             source=options.file,
-            arguments=[*(["--guidance", options.guidance] if options.guidance else []), *rest],
+            arguments=_arguments(options.guidance, rest),
             comm=comm,
         )
     except BaseException as error:
@@ -231,11 +261,11 @@ def _crew(comm: Comm, experiment: Experiment, out: Path) -> Crew | None:
 
 
 def _submit(given: list[str]) -> int:
-    options, experiment, rest = _experiment(Submit, "submit", given)
+    options, experiment, rest = described(Submit, "submit", given, console)
     runs = [experiment]
     if options.vary:  # a mistake is told now, not in the queue
         words = [[*given, *grid.arguments(values)] for values in grid.grid(options.vary)]
-        runs = [_experiment(Submit, "submit", line)[1] for line in words]
+        runs = [described(Submit, "submit", line, console)[1] for line in words]
     for members in {each.guidance.members for each in runs}:
         if not options.controller and options.ranks > members:
             raise InputError(
@@ -253,7 +283,7 @@ def _status(command: Status) -> int:
 
 
 def _check(given: list[str]) -> int:
-    options, experiment, _ = _experiment(Check, "check", given)
+    options, experiment, _ = described(Check, "check", given, console)
     with calls(console) as progress:
         found = check(experiment, options.draws, progress)
     findings.show(found, console)
@@ -270,67 +300,6 @@ def _new(command: New) -> int:
 def _serve(command: Serve) -> int:
     serve.serve(serve.find(command.file, command.name), host=command.host, port=command.port)
     return 0
-
-
-def _experiment(
-    kind: type[Options], verb: str, given: list[str]
-) -> tuple[Options, Experiment, list[str]]:
-    """The options of a command, the experiment that the rest of the line describes, the rest."""
-    wants_help = any(word in ("-h", "--help") for word in given)
-    rest = [word for word in given if word not in ("-h", "--help")]
-    if not rest:
-        tyro.cli(kind, args=given, prog=f"enkg {verb}")
-    options, rest = tyro.cli(kind, args=rest, prog=f"enkg {verb}", return_unknown_args=True)
-    found = load(options.file)
-    if wants_help:
-        _print_help(lambda: tyro.cli(kind, args=["--help"], prog=f"enkg {verb}"))
-        console.print(f"[bold]What {options.file} accepts besides[/]")
-    return options, _build(options, verb, found, rest, wants_help), rest
-
-
-def _build(
-    options: Run | Check | Submit,
-    verb: str,
-    found: Experiment | Callable[..., Experiment],
-    rest: list[str],
-    wants_help: bool,
-) -> Experiment:
-    """The experiment with everything that the command line changes."""
-    program = f"enkg {verb} {options.file}"
-    if isinstance(found, Experiment):
-        experiment = found
-    else:
-        if wants_help:
-            _print_help(lambda: tyro.cli(found, args=["--help"], prog=program, config=CONFIG))
-        experiment, rest = guarded(
-            options.file,
-            lambda: tyro.cli(
-                found, args=rest, prog=program, return_unknown_args=True, config=CONFIG
-            ),
-        )
-        if not isinstance(experiment, Experiment):
-            raise InputError(
-                f"`experiment` in {options.file} returned a {type(experiment).__name__}; expected "
-                "an enkg.Experiment"
-            )
-    if options.guidance is not None:
-        if options.guidance not in METHODS:
-            raise InputError(
-                f"there is no guidance method {options.guidance!r}; there are {', '.join(METHODS)}"
-            )
-        experiment = dataclasses.replace(experiment, guidance=METHODS[options.guidance])
-    return tyro.cli(
-        Experiment,
-        default=experiment,
-        args=["--help"] if wants_help else rest,
-        prog=program,
-        config=CONFIG,
-    )
-
-
-def _print_help(show: Callable[[], Any]) -> None:
-    with suppress(SystemExit):
-        show()
 
 
 def _list(command: List) -> int:

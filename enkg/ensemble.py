@@ -3,9 +3,13 @@
 A member is dead when its simulated data hold anything but finite numbers.
 """
 
+import torch
 from torch import Tensor
 
 from enkg.arrays import rows
+
+TILE = 4096
+"""Elements that are widened to float64 at once."""
 
 
 def alive(y: Tensor) -> Tensor:
@@ -35,6 +39,27 @@ def variance(x: Tensor) -> Tensor:
 def spread(x: Tensor) -> float:
     """Root-mean-square of the standard deviation over the elements of the unknown."""
     return float(variance(x).mean().sqrt())
+
+
+def effective_rank(x: Tensor) -> float:
+    """Participation ratio (sum l)^2 / sum l^2 of the eigenvalues of the sample covariance.
+
+    Number of directions in which the members, (J, *X), differ: d where all are alike, 1 where there
+    is but one, at most J - 1. J draws from a law of ratio R give about 1 / (1 / R + 1 / J), so only
+    ensembles of one size compare. Cost: one product of (J, d) and (d, J) matrices, by tiles.
+    """
+    flat = rows(x)
+    j, d = flat.shape
+    gram = flat.new_zeros((j, j) if j <= d else (d, d), dtype=torch.float64)
+    if j <= d:
+        for tile in flat.split(TILE, dim=1):
+            part = anomalies(tile.double())
+            gram += part @ part.T
+    else:
+        part = anomalies(flat.double())
+        gram += part.T @ part
+    total = gram.square().sum()
+    return float(gram.trace() ** 2 / total) if float(total) > 0 else 0.0
 
 
 def resample_dead(x: Tensor, survivors: Tensor, noise: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from enkg.errors import InputError
 from enkg.failure import FailurePolicy
 from enkg.field import Field, check_names
 from enkg.guidance import EnKG, Guidance
+from enkg.low import Low
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.report import Analysis
@@ -49,6 +50,8 @@ class Experiment:
     """Members whose data are simulated at the end, to measure the misfit; None takes all."""
     observe: Callable[[ndarray], Any] | None = None
     """What the instrument makes of the simulator's answers: (B, *Y) to (B, *D), row by row."""
+    low: Low | None = None
+    """A cheaper simulator of the same physics, for methods that can use one."""
     failure: FailurePolicy = field(default_factory=FailurePolicy)
     """What happens to members that crash, hang or answer rubbish."""
     cache: Path | None = None
@@ -79,6 +82,10 @@ class Experiment:
             raise InputError(
                 f"the simulator is a {type(self.simulator).__name__}; expected a function of a "
                 "batch, enkg.Function, enkg.Pool, enkg.Program or enkg.UMBridge"
+            )
+        if self.low is not None and not isinstance(self.low, Low):
+            raise InputError(
+                f"low is a {type(self.low).__name__}; expected enkg.Low(simulator, cost=...)"
             )
         if self.chunk is not None and self.chunk < 1:
             raise InputError(f"chunk is {self.chunk}; expected at least one member, or None")

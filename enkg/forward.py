@@ -34,7 +34,8 @@ class Count:
 
     batches: sweeps over the members. asked: members simulated. calls: simulator calls paid for,
     repetitions included. failed: members without an answer, causes: why. seconds: of the slowest
-    rank, in the simulator.
+    rank, in the simulator. low_calls: calls of the low-fidelity simulator; `calls` has none of
+    them, all else counts both simulators.
     """
 
     batches: int = 0
@@ -42,6 +43,7 @@ class Count:
     calls: int = 0
     failed: int = 0
     seconds: float = 0.0
+    low_calls: int = 0
     causes: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -53,11 +55,14 @@ class Count:
         """All of it, for a checkpoint."""
         return {**vars(self), "causes": dict(self.causes)}
 
-    def add(self, failures: Sequence[Failure | None], calls: int, seconds: float) -> None:
+    def add(
+        self, failures: Sequence[Failure | None], calls: int, seconds: float, low: bool = False
+    ) -> None:
         found = [failure for failure in failures if failure is not None]
         self.batches += 1
         self.asked += len(failures)
-        self.calls += calls
+        self.calls += 0 if low else calls
+        self.low_calls += calls if low else 0
         self.failed += len(found)
         self.seconds += seconds
         self.causes.update(str(failure.cause) for failure in found)
@@ -76,7 +81,9 @@ class _Answers:
 class Forward:
     """Clean ensemble in prior units to the data of all members, (J, *D); a failed member is NaN.
 
-    Each rank simulates its own members, (J_r, *X), and gets the data of all.
+    Each rank simulates its own members, (J_r, *X), and gets the data of all. `low` is the same of
+    the low-fidelity simulator, None where there is none; both count into one `count`, and number
+    their sweeps together.
     """
 
     def __init__(
@@ -86,15 +93,31 @@ class Forward:
         progress: Progress,
         comm: Comm = ALONE,
         ledger: Ledger | None = None,
+        low: Evaluator | None = None,
     ) -> None:
         self.experiment, self.evaluator, self.progress = experiment, evaluator, progress
         self.comm, self.ledger = comm, ledger
         self.count = Count()
+        self.low: _LowForward | None = None
+        if low is not None:
+            self.low = _LowForward(_with_low(experiment), low, progress, comm)
+        self.go_on(self.count, ledger)
         self.batch = 0
         """Number of the sweep now simulated, from 0."""
         self.elsewhere = 0
         """Members that other ranks simulate."""
         self.cores = torch.get_num_threads()
+
+    def go_on(self, count: Count, ledger: Ledger | None) -> None:
+        """From what has been spent, with the answers that are there."""
+        self.count, self.ledger = count, ledger
+        if self.low is not None:
+            self.low.go_on(count, ledger)
+
+    @property
+    def latest(self) -> int:
+        """Number of the last sweep that was begun, of either simulator."""
+        return max(self.batch, self.low.batch if self.low is not None else 0)
 
     def __call__(self, x0: Tensor) -> Tensor:
         self.batch = self.count.batches
@@ -106,7 +129,8 @@ class Forward:
         others = self.comm.gather(replace(own, y=own.y[:0]))
         y = self.comm.rows(torch.from_numpy(own.y)).numpy()
         failures = once(self.comm, lambda: self._judged(y, [f for o in others for f in o.failures]))
-        self.count.add(failures, sum(o.calls for o in others), max(o.seconds for o in others))
+        calls, seconds = sum(o.calls for o in others), max(o.seconds for o in others)
+        self.count.add(failures, calls, seconds, isinstance(self, _LowForward))
         once(self.comm, lambda: self._report(failures))
         dead = [failure is not None for failure in failures]
         y = np.where(self._mask | np.isfinite(y), y, 0.0).astype(y.dtype)
@@ -229,3 +253,16 @@ class Forward:
                 f"(failure.minimum_success = {policy.minimum_success:g}): {table}; the first: "
                 f"{first[by_cause[0][0]]}{kept}"
             )
+
+
+class _LowForward(Forward):
+    """The same of the low-fidelity simulator."""
+
+
+def _with_low(experiment: Experiment) -> Experiment:
+    """The experiment as its low-fidelity simulator sees it."""
+    low = experiment.low
+    assert low is not None
+    return replace(
+        experiment, simulator=low.simulator, observe=low.observe or experiment.observe, low=None
+    )

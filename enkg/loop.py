@@ -36,16 +36,21 @@ class Ended:
 
 
 def guided(
-    experiment: Experiment, evaluator: Evaluator, observer: Beat, journal: Journal, comm: Comm
+    experiment: Experiment,
+    evaluator: Evaluator,
+    observer: Beat,
+    journal: Journal,
+    comm: Comm,
+    low: Evaluator | None = None,
 ) -> Ended:
-    """All steps of the run that have not been done yet. Collective."""
+    """All steps of the run that have not been done yet. Collective. low: of `experiment.low`."""
     begin = perf_counter()
     guidance, observation = experiment.guidance, experiment.observation
     dtype = torch.float64 if experiment.double else torch.float32
     place = together(comm, lambda: device(experiment.device, comm))
     like = torch.empty(0, dtype=dtype, device=place)
     prior = counted(experiment.prior, experiment.chunk, place, torch.get_num_threads())
-    forward = Forward(experiment, evaluator, observer.simulating, comm)
+    forward = Forward(experiment, evaluator, observer.simulating, comm, low=low)
     observer.counts = forward.count
     log.info("%s, %d members, seed %d", type(guidance).__name__, guidance.members, experiment.seed)
 
@@ -57,13 +62,12 @@ def guided(
                 state = guidance.init(prior, experiment.seed, like, comm)
                 standing = Standing(state, forward.count)
             else:
-                forward.count = standing.count
                 prior.calls = standing.denoiser_calls if comm.rank == 0 else 0  # of all ranks
                 prior.vjps = standing.denoiser_vjps if comm.rank == 0 else 0
-                observer.counts = forward.count
+                observer.counts = standing.count
                 log.info("going on after step %d", standing.state.step)
                 prior.first = standing.state.first
-            forward.ledger = journal.ledger
+            forward.go_on(standing.count, journal.ledger)
             earlier = standing.seconds
             try:
                 while not standing.state.finished:
@@ -83,7 +87,7 @@ def guided(
                     journal.keep(standing)
                 predicted = forward(_first(standing.state, experiment.predict))
             except EnsembleFailure:
-                journal.pardon(forward.batch)
+                journal.pardon(forward.latest)
                 raise
     finally:
         observer.ended()
@@ -123,7 +127,7 @@ def _row(
     if info.evaluated:
         variance = by_unknown(comm, info.evaluated[-1][0], ensemble.variance)
         spread = float(variance.mean().sqrt())
-    return {
+    row: dict[str, float] = {
         "sigma": info.sigma,
         "power": info.power,
         "beta": info.beta,
@@ -135,6 +139,9 @@ def _row(
         "denoiser_vjps": sum(comm.gather(prior.vjps)),
         "seconds": seconds,
     }
+    if forward.low is not None:
+        row["low_calls"] = forward.count.low_calls
+    return row
 
 
 def _log_step(row: Mapping[str, float]) -> None:

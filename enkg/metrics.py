@@ -8,6 +8,9 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from enkg.arrays import rows
+from enkg.errors import InputError
+
 
 def relative_error(estimate: Tensor, truth: Tensor) -> float:
     """|estimate - truth| / |truth|, Euclidean, over all elements."""
@@ -64,3 +67,51 @@ def spread_skill(ensemble: Tensor, truth: Tensor) -> float:
     x = ensemble.double()
     error = (x.mean(dim=0) - truth.double()).square().mean().sqrt()
     return float(sqrt((len(x) + 1) / len(x)) * x.var(dim=0).mean().sqrt() / error)
+
+
+def standard_errors(ensemble: Tensor, mean: Tensor, std: Tensor) -> float:
+    """Error of the ensemble's mean in exact posterior standard deviations, rms over the elements.
+
+    mean, std: of the exact posterior, shape X, std positive. J exact draws give 1 / sqrt(J).
+    """
+    error = (ensemble.double().mean(dim=0) - mean.double()) / std.double()
+    return float(error.square().mean().sqrt())
+
+
+def std_ratio(ensemble: Tensor, std: Tensor) -> float:
+    """Standard deviation of the ensemble over the exact one, (X), averaged over the elements."""
+    return float((ensemble.double().std(dim=0) / std.double()).mean())
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """Energy distance between two samples, (J, *X) and (K, *X), unbiased; O((J + K)^2 d).
+
+    E|A - B| - 1/2 E|A - A'| - 1/2 E|B - B'| with Euclidean norms over all elements, in the units of
+    the elements; pairs of a member with itself are left out. It is half of the statistic of Székely
+    and Rizzo 2013 ("Energy statistics"), and the excess of the expected energy score (Gneiting and
+    Raftery 2007). It is 0 in expectation where both samples have one law, and only there; a single
+    value may then be negative.
+    """
+    a, b = rows(a.double()), rows(b.double())
+    if len(a) < 2 or len(b) < 2 or a.shape[1] != b.shape[1]:
+        raise InputError(
+            f"samples of shape {tuple(a.shape)} and {tuple(b.shape)} as rows; expected at least "
+            "two members each, and as many elements"
+        )
+    return float(torch.cdist(a, b).mean()) - _mean_gap(a) / 2 - _mean_gap(b) / 2
+
+
+def _mean_gap(x: Tensor) -> float:
+    """E|X - X'| over all pairs of different members."""
+    return float(torch.nn.functional.pdist(x).mean())
+
+
+def rank_histogram(ensembles: Tensor, truths: Tensor) -> Tensor:
+    """How often the truth has each rank 0 to J among its ensemble, (J + 1,), whole numbers.
+
+    ensembles: (T, J, *X); truths: (T, *X). Every element of every truth counts once; the histogram
+    is flat where truth and members have one law (Talagrand, Vautard and Strauss 1997). Elements of
+    one truth are not independent, so its scatter exceeds that of independent counts.
+    """
+    below = (ensembles < truths[:, None]).sum(dim=1)
+    return torch.bincount(below.flatten(), minlength=ensembles.shape[1] + 1)

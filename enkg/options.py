@@ -66,6 +66,34 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Calibrate:
+    """Invert synthetic truths and see whether they lie where the ensembles say.
+
+    Truths are samples of the experiment's prior; their data come from its simulator and noise, in
+    place of those of FILE. Prints how often intervals hold the truth, and whether its ranks are
+    uniform. Takes the same arguments after FILE as `enkg run`; costs as many runs as there are
+    truths. Given again, the command goes on, or adds truths.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The experiment file."""
+    truths: int = 50
+    """How many; with less than 30 only gross faults are seen."""
+    out: Path | None = None
+    """Where the runs go; runs/NAME-OF-FILE-calibration if not given."""
+    force: bool = False
+    """Go on even though the experiment has changed."""
+    guidance: str | None = None
+    """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
+    time_limit: str | None = None
+    """Stop after H:MM:SS and end with exit code 75; the same command goes on."""
+    comm: Kind = "auto"
+    """As for enkg run."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+
+@dataclass(frozen=True)
 class Status:
     """Show how far a run is, from another terminal or another node.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import isnan
+from math import isnan, sqrt
 from time import perf_counter
 
 from rich.console import Console
@@ -16,10 +16,13 @@ from rich.progress import (
 )
 
 from enkg.beat import clock
+from enkg.calibration import Score
 from enkg.experiment import Experiment
 from enkg.guidance import Info
 
 HEAD = "  step   sigma  misfit/datum  spread   beta      calls  failed  seconds"
+
+TRUTHS = "    truth  misfit/datum    spread     error  in the 90 %      calls"
 
 
 class Watch:
@@ -83,6 +86,60 @@ class Watch:
     def ended(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+class Truths:
+    """Shows how far a calibration is: a line for each truth, a bar where somebody watches (an
+    `enkg.calibrate.Witness`)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.2f} of {task.fields[of]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("truths", total=None, of="?")
+        self.sweep = self.bar.add_task("members", total=None, of="?")
+        self.number = 0
+
+    def __enter__(self) -> "Truths":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def started(self, experiment: Experiment, sweeps: int) -> None: ...
+
+    def simulating(self, done: int, total: int) -> None:
+        self.bar.update(self.sweep, completed=done, total=total, of=total)
+
+    def stepped(self, info: Info, row: Mapping[str, float]) -> None:
+        self.bar.update(self.task, completed=self.number + info.progress)
+
+    def ended(self) -> None: ...
+
+    def scored(self, number: int, truths: int, found: Score) -> None:
+        if number == 0:
+            self.console.print(TRUTHS, style="bold", highlight=False)
+        self.number = number + 1
+        self.bar.update(self.task, completed=self.number, total=truths, of=truths)
+        inside = found.coverage.get("0.9")
+        cells = (
+            f"{self.number:7d}/{truths}",
+            f"{found.misfit:12.4g}",
+            f"{sqrt(found.variance):9.3g}",
+            f"{sqrt(found.square_error):9.3g}",
+            f"{inside:11.1%}" if inside is not None else " " * 11,
+            f"{found.calls:10,d}",
+            "trusted" if found.trusted else "not trusted",
+        )
+        self.console.print(" ".join(cells), highlight=False)
 
 
 @contextmanager

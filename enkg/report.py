@@ -73,7 +73,7 @@ def _maps(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
     ]
     panels += members
     columns = (len(panels) + 1) // 2
-    figure = _figure(3.1 * columns, 6.2)
+    figure = blank(3.1 * columns, 6.2)
     axes = figure.subplots(2, columns, squeeze=False).ravel()
     common = np.concatenate([p.ravel() for _, p, own in panels[:-1] if not own])
     low, high = np.nanpercentile(common, [0.2, 99.8])
@@ -99,7 +99,7 @@ def _maps(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
 
 def _bands(tree: xr.DataTree, x: xr.DataArray, prior: xr.DataArray) -> "Figure":
     """Intervals along the flattened unknown: prior, posterior, members and truth."""
-    figure = _figure(9.0, 4.2)
+    figure = blank(9.0, 4.2)
     axis = figure.subplots()
     flat, before = (v.values.reshape(len(v), -1) for v in (x, prior))
     place = np.arange(flat.shape[1])
@@ -125,7 +125,7 @@ def _data(tree: xr.DataTree) -> "Figure":
     name = tree.attrs["data"]
     keep = _array(tree, "observation", "mask").values.ravel()
     y = _array(tree, "observation", name).values.ravel()[keep]
-    figure = _figure(9.0, 4.2)
+    figure = blank(9.0, 4.2)
     left, right = figure.subplots(1, 2)
     few = slice(None, None, max(1, len(y) // SHOWN_DATA))
     groups = (("prior_samples", "0.7", "prior"), ("predicted", "tab:blue", "posterior"))
@@ -170,13 +170,14 @@ def _data(tree: xr.DataTree) -> "Figure":
 def _trace(tree: xr.DataTree) -> "Figure":
     trace = tree["trace"].to_dataset()
     guided = trace.isel(step=np.flatnonzero(np.isfinite(trace["misfit_per_datum"].values)))
-    figure = _figure(9.0, 3.4)
+    figure = blank(11.5, 3.4)
     panels = (
         ("misfit_per_datum", "misfit per datum"),
         ("spread", "spread (prior units)"),
         ("power", "likelihood power of the update"),
+        ("beta", "likelihood spent"),
     )
-    for axis, (name, label) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axis, (name, label) in zip(figure.subplots(1, 4), panels, strict=True):
         values = guided[name].values
         axis.plot(guided["calls"].values, values, "o-", ms=3)
         if np.all(values > 0):
@@ -191,7 +192,7 @@ def _array(tree: xr.DataTree, group: str, name: str) -> xr.DataArray:
     return tree[group].to_dataset()[name]
 
 
-def _figure(width: float, height: float) -> "Figure":
+def blank(width: float, height: float) -> "Figure":
     """A figure that belongs to no window: safe in threads and without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -208,6 +209,39 @@ def _failures(summary: Mapping[str, Any]) -> str:
     return f"{summary['failed']:,} ({table})" if table else f"{summary['failed']:,}"
 
 
+def _diagnostics(found: Mapping[str, Any], history: Mapping[str, Any]) -> dict[str, str]:
+    """Lines of the table."""
+    if not found:
+        return {}
+    ranks = (found["effective_rank"], found["prior_effective_rank"])
+    lines = {
+        "effective rank, posterior / prior": " / ".join(map(_number, ranks))
+        + f" (of {found['effective_rank_members']} members)"
+    }
+    if found["distance_from_prior"] is not None:
+        lines["distance from the prior / its samples'"] = _expected(
+            found["distance_from_prior"], found["distance_bounds"]
+        )
+    if history.get("beta"):
+        lines["likelihood spent, by update"] = _abridged(history["beta"])
+    return lines
+
+
+def _expected(value: float | None, bounds: Sequence[float] | None) -> str:
+    """'0.93 (0.80 to 1.20)'"""
+    if value is None or bounds is None:
+        return _number(value)
+    return f"{_number(value)} ({bounds[0]:.2f} to {bounds[1]:.2f})"
+
+
+def _abridged(values: Sequence[float], shown: int = 6) -> str:
+    """'0.1, 0.3, 1' or, of many, '0.1, 0.2, 0.3, ..., 1 (12 updates)'."""
+    words = [_number(float(v)) for v in values]
+    if len(words) > shown:
+        words = [*words[: shown - 2], "...", f"{words[-1]} ({len(words)} updates)"]
+    return ", ".join(words)
+
+
 def show(summary: Mapping[str, Any], console: "Console") -> None:
     """Prints summary.json as tables, with the verdict last."""
     from rich.markup import escape
@@ -216,6 +250,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     grid = Grid(title=f"{summary['method']}, {summary['members']} members", show_header=False)
     grid.add_column(style="bold")
     grid.add_column(justify="right")
+    found = summary.get("diagnostics", {})  # none in a run of an older version
     lines = {
         "simulator calls": f"{summary['calls']:,}",
         "failed calls": _failures(summary),
@@ -224,15 +259,18 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
         "seconds": f"{summary['seconds']:.1f}",
         "of these in the simulator": f"{summary['simulator_seconds']:.1f}",
         "misfit per datum, prior": _number(summary["prior_misfit_per_datum"]),
-        "misfit per datum, posterior": _number(summary["misfit_per_datum"]),
+        "misfit per datum, posterior": _expected(
+            summary["misfit_per_datum"], found.get("misfit_bounds")
+        ),
         "spread, posterior / prior": _number(summary["spread"]),
     }
+    lines |= _diagnostics(found, summary.get("tempering", {}))
     lines |= {k.replace("_", " "): _number(v) for k, v in summary["metrics"].items()}
     for name, value in lines.items():
         grid.add_row(escape(name), escape(value))
     console.print(grid)
     for table in summary.get("tables", []):
-        _print_table(Table(**table), console)
+        print_table(Table(**table), console)
     for remark in summary.get("remarks", []):
         console.print(remark, markup=False, highlight=False)
     word, colour = ("trusted", "green") if summary["trusted"] else ("not trusted", "red")
@@ -240,7 +278,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     console.print(summary["reason"], markup=False, highlight=False)
 
 
-def _print_table(table: Table, console: "Console") -> None:
+def print_table(table: Table, console: "Console") -> None:
     from rich.markup import escape
     from rich.table import Table as Grid
 

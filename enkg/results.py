@@ -1,5 +1,6 @@
 """What a run found: its numbers (summary.json) and its arrays (posterior.zarr)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,9 +11,18 @@ import xarray as xr
 from torch import Tensor
 
 from enkg import ensemble, metrics
-from enkg.diagnose import verdict
+from enkg.bounds import chi_square
+from enkg.counted import counted
+from enkg.diagnose import Ranks, most_error, verdict
+from enkg.distance import Distance, distance
 from enkg.experiment import Experiment
 from enkg.field import Field
+from enkg.prior import Gaussian
+
+log = logging.getLogger("enkg")
+
+RANKED = 512
+"""Members of which effective rank and distance from the prior are taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +46,20 @@ class Outcome:
     denoiser_vjps: int
     simulator_seconds: float
     remarks: tuple[str, ...] = ()
+    low_calls: int = 0
 
 
-def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
-    """The numbers of summary.json, all but the wall time."""
+def summarise(
+    experiment: Experiment,
+    outcome: Outcome,
+    rows: Sequence[Mapping[str, float]] = (),
+    cores: int = 1,
+) -> dict[str, Any]:
+    """The numbers of summary.json, all but the wall time.
+
+    rows: one record for each step. cores: threads of the prior, which is asked whether the members
+    look like its samples.
+    """
     observation, guidance, x = experiment.observation, experiment.guidance, outcome.x
 
     def misfit(y: Tensor) -> float | None:
@@ -50,15 +70,7 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     spread = ensemble.spread(x) / before if before > 0 else float("nan")
     after = misfit(outcome.predicted)
     assert after is not None  # forward refuses a sweep without survivors
-    judged = verdict(
-        law=guidance.posterior_law,
-        beta=outcome.beta,
-        misfit_per_datum=after,
-        data=observation.count,
-        spread=spread,
-        members=len(x),
-        failed_share=outcome.failed / max(outcome.asked, 1),
-    )
+    ranks, far = _ranks(outcome), _distance(experiment, outcome, cores)
     found: dict[str, Any] = {}
     if experiment.truth is not None:
         physical = experiment.units.to_simulator(x).cpu()
@@ -68,11 +80,25 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             "spread_skill": metrics.spread_skill(physical, experiment.truth),
             "crps": metrics.crps(physical, experiment.truth),
         }
+    judged = verdict(
+        law=guidance.posterior_law,
+        beta=outcome.beta,
+        misfit_per_datum=after,
+        data=observation.count,
+        spread=spread,
+        members=len(x),
+        failed_share=outcome.failed / max(outcome.asked, 1),
+        ranks=ranks,
+        distance=far,
+        spread_skill=found.get("spread_skill"),
+        remarks=outcome.remarks,
+    )
     return {
         "method": type(guidance).__name__,
         "members": len(x),
         "data": observation.count,
         "calls": outcome.calls,
+        **_low(experiment, outcome),
         "failed": outcome.failed,
         "causes": dict(outcome.causes),
         "denoiser_calls": outcome.denoiser_calls,
@@ -81,11 +107,59 @@ def summarise(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "prior_misfit_per_datum": misfit(outcome.prior_y),
         "misfit_per_datum": after,
         "spread": spread,
+        "diagnostics": {
+            "misfit_bounds": chi_square(observation.count),
+            "effective_rank": ranks.posterior,
+            "prior_effective_rank": ranks.prior,
+            "effective_rank_members": ranks.members,
+            "distance_from_prior": None if far is None else far.value,
+            "distance_bounds": None if far is None else far.bounds,
+            "distance_denoiser_calls": 0 if far is None else far.denoiser_calls,
+            "spread_skill_at_least": 1 / most_error(ranks.posterior) if found else None,
+        },
+        "tempering": _tempering(rows),
         "trusted": judged.trusted,
         "reason": judged.reason,
         "remarks": list(outcome.remarks),
         "metrics": found,
     }
+
+
+def _ranks(outcome: Outcome) -> Ranks:
+    """Of as many members as prior samples: the effective rank depends on the number."""
+    count = min(len(outcome.x), len(outcome.prior_x), RANKED)
+    return Ranks(
+        ensemble.effective_rank(outcome.x[:count]),
+        ensemble.effective_rank(outcome.prior_x[:count]),
+        count,
+    )
+
+
+def _distance(experiment: Experiment, outcome: Outcome, cores: int) -> Distance | None:
+    """None where the prior cannot tell: a method may never have asked its denoiser."""
+    prior, x = experiment.prior, outcome.x
+    if not isinstance(prior, Gaussian):
+        prior = counted(prior, experiment.chunk, x.device, cores)
+    try:
+        return distance(prior, x[:RANKED], outcome.prior_x, experiment.seed)
+    except Exception as error:  # a finished run is not lost for a diagnosis
+        log.warning("no distance from the prior: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _tempering(rows: Sequence[Mapping[str, float]]) -> dict[str, list[Any]]:
+    """Noise level, power and likelihood spent of each step that used some of it."""
+    spent = [(step, row) for step, row in enumerate(rows, 1) if row["power"] > 0]
+    columns = {key: [row[key] for _, row in spent] for key in ("sigma", "power", "beta")}
+    return {"step": [step for step, _ in spent], **columns}
+
+
+def _low(experiment: Experiment, outcome: Outcome) -> dict[str, float]:
+    """Calls of the low-fidelity simulator, and what all calls cost in those of the simulator."""
+    if experiment.low is None:
+        return {}
+    equivalents = outcome.calls + experiment.low.cost * outcome.low_calls
+    return {"low_calls": outcome.low_calls, "call_equivalents": equivalents}
 
 
 def tabulate(

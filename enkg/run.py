@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 import xarray as xr
 
 from enkg import agreement, report, results, store
@@ -44,6 +45,7 @@ def run(
     source: Path | None = None,
     arguments: Sequence[str] = (),
     comm: Comm = ALONE,
+    figures: bool = True,
 ) -> xr.DataTree:
     """Runs an experiment and returns its results.
 
@@ -52,8 +54,8 @@ def run(
     results of a finished one. force: resume also where the experiment has changed since. source,
     arguments: the file that defined the experiment and what the command line added, for the record
     and for `enkg resume`. comm: the ranks among which the ensemble is shared (`enkg.comm.world()`);
-    all of them call this, and all get the results. The tree's attribute `summary` holds the numbers
-    of summary.json as text.
+    all of them call this, and all get the results. figures: draw them. The tree's attribute
+    `summary` holds the numbers of summary.json as text.
 
     A run with a directory may be killed at any moment; what was simulated is never simulated again.
 
@@ -80,6 +82,7 @@ def run(
         source,
         tuple(arguments),
         comm,
+        figures,
     )
     with one_for_all(comm), ExitStack() as stack:
         agreement.check(experiment, comm)
@@ -105,6 +108,7 @@ class _Order:
     source: Path | None
     arguments: tuple[str, ...]
     comm: Comm
+    figures: bool
 
     @property
     def out(self) -> Path:
@@ -154,6 +158,8 @@ def _record(order: _Order) -> dict[str, Any]:
     """What experiment.json holds."""
     record = store.provenance(order.experiment, order.source, order.arguments)
     record["simulator"] = identity_of(order.experiment.simulator, strict=False)
+    if order.experiment.low is not None:
+        record["simulator"] += f" low {identity_of(order.experiment.low.simulator, strict=False)}"
     return record
 
 
@@ -171,17 +177,20 @@ def _folder(order: _Order) -> tuple[Path | None, list[str]]:
 
 def _evaluated(order: _Order, folder: Path | None, beat: Beat) -> xr.DataTree:
     experiment, comm, begin = order.experiment, order.comm, perf_counter()
-    simulator = experiment.simulator
+    simulators = [experiment.simulator]
+    if experiment.low is not None:
+        simulators.append(experiment.low.simulator)
     if experiment.cache is not None:
-        simulator = Cached(simulator, experiment.cache)
+        simulators = [Cached(simulator, experiment.cache) for simulator in simulators]
     kept = None if folder is None else folder / store.FAILED
     journal = Journal(folder, comm)
     with ExitStack() as stack:
         stack.callback(journal.close)
-        evaluator = together(
-            comm, lambda: stack.enter_context(opened(simulator, experiment.failure, kept))
+        evaluator, *low = together(
+            comm,
+            lambda: [stack.enter_context(opened(s, experiment.failure, kept)) for s in simulators],
         )
-        ended = guided(experiment, evaluator, beat, journal, comm)
+        ended = guided(experiment, evaluator, beat, journal, comm, *low)
     standing, count = ended.standing, ended.standing.count
     assert standing.first is not None  # every method sweeps at least once
     outcome = results.Outcome(
@@ -191,6 +200,7 @@ def _evaluated(order: _Order, folder: Path | None, beat: Beat) -> xr.DataTree:
         predicted=ended.predicted,
         beta=standing.state.beta,
         calls=count.calls,
+        low_calls=count.low_calls,
         failed=count.failed,
         causes=count.causes,
         asked=count.asked,
@@ -202,7 +212,8 @@ def _evaluated(order: _Order, folder: Path | None, beat: Beat) -> xr.DataTree:
     trees: list[xr.DataTree] = []
 
     def write() -> xr.DataTree | None:
-        trees.append(_written(experiment, outcome, standing.rows, folder, begin - ended.earlier))
+        since = begin - ended.earlier
+        trees.append(_written(experiment, outcome, standing.rows, folder, since, order.figures))
         return trees[0] if folder is None else None
 
     sent = once(comm, write)
@@ -218,16 +229,19 @@ def _written(
     rows: Sequence[dict[str, float]],
     folder: Path | None,
     begin: float,
+    figures: bool,
 ) -> xr.DataTree:
     """The results, in the run directory if there is one. By rank 0. begin: of all lives."""
+    cores = torch.get_num_threads()
     with threads(1):
-        summary = results.summarise(experiment, outcome)
+        summary = results.summarise(experiment, outcome, rows, cores)
         tree = results.tabulate(experiment, outcome, rows)
     if folder is not None:
         store.write_tree(folder, tree)
         summary["seconds"] = perf_counter() - begin
         store.write_json(folder / store.SUMMARY, summary)  # from here on nothing is lost
-        report.figures(tree, folder / store.FIGURES)
+        if figures:
+            report.figures(tree, folder / store.FIGURES)
     if experiment.analyse is not None:
         analysis = experiment.analyse(tree, folder)
         summary["metrics"].update(analysis.metrics)

@@ -109,13 +109,19 @@ def ancestral(
     and s_dn^2 = to^2 - s_up^2. One denoiser call a member and step.
     """
     for step, (sigma, to) in enumerate(pairwise(sigmas)):
-        denoised = prior.denoise(x, sigma)
-        up = eta * to * (1 - (to / sigma) ** 2) ** 0.5
-        down = (to**2 - up**2) ** 0.5
-        x = denoised + down / sigma * (x - denoised)
+        x, up = reverse_step(x, prior.denoise(x, sigma), sigma, to, eta)
         if up > 0:
             x = x + up * random.normal(prior.shape, seed, Stream.SAMPLER, members, step).to(x)
     return x
+
+
+def reverse_step(
+    x: Tensor, denoised: Tensor, sigma: float, to: float, eta: float = 1.0
+) -> tuple[Tensor, float]:
+    """One step of `ancestral`: where it leads without its noise, and the noise's deviation s_up."""
+    up = eta * to * (1 - (to / sigma) ** 2) ** 0.5
+    down = (to**2 - up**2) ** 0.5
+    return denoised + down / sigma * (x - denoised), up
 
 
 def start(

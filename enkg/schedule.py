@@ -29,6 +29,18 @@ def geometric(levels: int, sigma_max: float, sigma_min: float) -> Tensor:
     return _with_exact_ends(ramp.exp(), sigma_max, sigma_min)
 
 
+def vp(levels: int, beta_slope: float = 19.9, beta_min: float = 0.1) -> Tensor:
+    """Levels of the variance-preserving diffusion, equal steps of time; shape (levels,), float64.
+
+    sigma(t)^2 = exp(beta_slope t^2 / 2 + beta_min t) - 1 for t from 1 down to 0.001: from 152 to
+    0.010 (Song et al. 2021, arXiv 2011.13456, appendix C). One level gives the highest.
+    """
+    if levels < 1:
+        raise InputError(f"{levels} noise levels given; at least 1 is needed")
+    t = torch.linspace(1.0, 1e-3, levels, dtype=torch.float64)
+    return torch.expm1(beta_slope * t.square() / 2 + beta_min * t).sqrt()
+
+
 def _with_exact_ends(sigmas: Tensor, sigma_max: float, sigma_min: float) -> Tensor:
     sigmas[-1] = sigma_min
     sigmas[0] = sigma_max

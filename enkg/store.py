@@ -43,7 +43,7 @@ from enkg.sketch import differences, sketched
 log = logging.getLogger("enkg")
 
 LOCK, PARTIAL = ".lock", ".partial"
-FREE = ("device", "failure", "cache", "analyse", "simulator")
+FREE = ("device", "failure", "cache", "analyse", "simulator", "low")
 """Fields of an experiment that may change while it is unfinished; what the simulator's answers
 depend on is recorded for itself."""
 CHECKPOINT, FIRST, ANSWERS = "checkpoint", "first", "answers"

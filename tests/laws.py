@@ -16,9 +16,22 @@ import torch
 from torch import Tensor
 
 import enkg
-from enkg import ESMDA, SLR, EnKG, EnKGPublished
-from enkg.guidance import Guidance, State
-from enkg.sample import euler
+from enkg import ESMDA, SLR, EnKG, EnKGPublished, random
+from enkg.guidance import (
+    DPG,
+    EKI,
+    GSG,
+    SCG,
+    DAEnK,
+    EKIPublished,
+    Guidance,
+    Polish,
+    SplitGibbs,
+    State,
+    WeightedEnKG,
+)
+from enkg.random import Stream
+from enkg.sample import euler, reverse_step
 from tests.enkg.problems import (
     SINGLE,
     LinearGaussian,
@@ -30,27 +43,49 @@ from tests.enkg.problems import (
     whitened,
 )
 
+BARE = Polish(0)
 METHODS: dict[str, Guidance] = {
-    "enkg": EnKG(),
-    "enkg-fixed": EnKG(updates=8),
-    "enkg-growing": EnKG(updates=5, ratio=3.0),
-    "enkg-once-low": EnKG(updates=1, sigma_start=0.5),
-    "enkg-square-root": EnKG(deterministic=True),
-    "enkg-folds": EnKG(folds=8),
-    "enkg-capped": EnKG(cap=0.1, sigma_end=0.02),
+    "enkg": EnKG(polish=BARE),
+    "enkg-fixed": EnKG(updates=8, polish=BARE),
+    "enkg-growing": EnKG(updates=5, ratio=3.0, polish=BARE),
+    "enkg-once-low": EnKG(updates=1, sigma_start=0.5, polish=BARE),
+    "enkg-square-root": EnKG(deterministic=True, polish=BARE),
+    "enkg-folds": EnKG(folds=8, polish=BARE),
+    "enkg-folds-square-root": EnKG(folds=8, deterministic=True, polish=BARE),
+    "enkg-taper": EnKG(taper=True, polish=BARE),
+    "enkg-capped": EnKG(cap=0.1, sigma_end=0.02, polish=BARE),
+    "enkg-polished": EnKG(updates=4, polish=Polish(3)),
+    "weighted": WeightedEnKG(levels=5, polish=Polish(4), agreement=1.0),
+    "daenk": DAEnK(levels=8),
+    "split-gibbs": SplitGibbs(turns=6, reverse_steps=2),
     "es-mda": ESMDA(),
     "es-mda-folds": ESMDA(updates=6, ratio=2.0, folds=8),
     "slr": SLR(members=48, steps=8),
     "enkg-published": EnKGPublished(levels=20, first_guided=3, last_guided=17),
+    "eki": EKI(),
+    "eki-own-residual": EKI(residual="own"),
+    "eki-published": EKIPublished(updates=20),
+    "scg": SCG(levels=12, candidates=4),
+    "gsg": GSG(levels=6, queries=8, rows_at_once=240),
+    "gsg-forward": GSG(kind="forward", levels=6, queries=7),
+    "gsg-prior": GSG(directions="prior", levels=4, queries=8),
+    "dpg": DPG(levels=6, candidates=8, rows_at_once=240),
 }
+REDRAWN = ("slr", "enkg-polished", "weighted", "daenk", "split-gibbs")
+"""Methods that draw their members anew in each step; without information, from the prior."""
 CALIBRATED = [name for name, method in METHODS.items() if method.posterior_law is not None]
 PRIORS = {
     "closed flow": lambda problem: problem.gaussian,
     "integrated flow": lambda problem: problem.one_component,
 }
 PAIRS = [(n, p) for n in METHODS for p in PRIORS if p == "closed flow" or n != "slr"]
-# ES-MDA has no flow, so the second prior would tell nothing new about its law.
-EXACT = [(n, p) for n, p in PAIRS if n in CALIBRATED and (p == "closed flow" or "mda" not in n)]
+# ES-MDA and EKI have no flow, so the second prior would tell nothing new about its law.
+NO_FLOW = ("es-mda", "eki")
+EXACT = [
+    (n, p)
+    for n, p in PAIRS
+    if n in CALIBRATED and (p == "closed flow" or not n.startswith(NO_FLOW))
+]
 every_method = pytest.mark.parametrize("name", METHODS)
 every_calibrated_method = pytest.mark.parametrize("name", CALIBRATED)
 every_exact_pair = pytest.mark.parametrize(("name", "prior"), EXACT)
@@ -197,8 +232,13 @@ def test_that_masked_data_do_not_matter(name):
 
 def rows(state: State, places: list[int]) -> State:
     """The state of some of the members, in that order."""
-    changes: dict = {"x": state.x[places], "members": tuple(state.members[k] for k in places)}
-    if hasattr(state, "z"):  # SLR keeps their white coordinates as well
+    changes: dict = {
+        field: getattr(state, field)[places] for field in state.sharded if field != "members"
+    }
+    changes["members"] = tuple(state.members[k] for k in places)
+    for name in set(state.sharded) - set(changes):
+        changes[name] = getattr(state, name)[places]
+    if hasattr(state, "mean"):  # SLR keeps their white coordinates as well
         changes["z"] = state.z[places]  # pyright: ignore[reportAttributeAccessIssue]
     return replace(state, **changes)
 
@@ -233,7 +273,7 @@ def test_that_a_failed_member_moves_the_others_only_through_the_statistics(name)
 
     def fails(x: Tensor) -> Tensor:
         y = PROBLEM.forward(x)
-        y[dead, 1] = torch.nan
+        y.unflatten(0, (MEMBERS, -1))[dead, :, 1] = torch.nan  # all candidates of that member
         return y
 
     method, prior, observation = sized(name), prior_for(name), PROBLEM.observation
@@ -244,7 +284,9 @@ def test_that_a_failed_member_moves_the_others_only_through_the_statistics(name)
         left_out, _ = method.step(rows(state, others), prior, PROBLEM.forward, observation)
         # SLR draws all members anew; the other methods keep them, and revive the dead one.
         kept = with_dead.x[list(left_out.members)]
-        torch.testing.assert_close(kept, left_out.x, rtol=1e-8, atol=1e-8)
+        # What is drawn before the simulator answers has the dead member in its covariance.
+        close = 0.1 if name in REDRAWN[1:] else 1e-8
+        torch.testing.assert_close(kept, left_out.x, rtol=close, atol=close)
 
 
 @every_method
@@ -264,7 +306,7 @@ def test_that_the_denoiser_treats_each_member_by_itself(prior):
     torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "slr"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in REDRAWN])
 def test_that_no_step_without_information_moves_the_ensemble(name):
     """A simulator with one answer for all has zero covariance: prior flow, nothing else."""
     method, prior = sized(name), PROBLEM.one_component
@@ -275,8 +317,9 @@ def test_that_no_step_without_information_moves_the_ensemble(name):
     torch.testing.assert_close(states[-1].x, unmoved, rtol=1e-8, atol=1e-8)
 
 
-def test_that_slr_without_information_draws_from_the_prior():
-    method, prior = replace(sized("slr"), draws=2000), PROBLEM.gaussian
+@pytest.mark.parametrize("name", REDRAWN)
+def test_that_members_drawn_anew_without_information_are_of_the_prior(name):
+    method, prior = sized(name, 2000), prior_for(name)
     states, _ = follow(method, prior, same_for_all, PROBLEM.observation)
     error, eigenvalues = whitened(states[-1].x, PROBLEM.mean, PROBLEM.covariance)
     assert error < 0.2
@@ -304,6 +347,10 @@ def _drift(method: Guidance, prior: enkg.Prior, x: Tensor, before: State, after:
         return flow(prior, x, before.sigma, after.sigma)
     if isinstance(method, EnKGPublished):
         return euler(prior, x, [before.sigma, after.sigma])
+    if isinstance(method, SCG | GSG | DPG):
+        x, up = reverse_step(x, prior.denoise(x, before.sigma), before.sigma, after.sigma)
+        key = before.seed, Stream.SAMPLER, before.members, before.step
+        return x + up * random.normal(prior.shape, *key)
     return x
 
 
@@ -370,8 +417,8 @@ def test_that_calls_are_counted_exactly(name):
     sweeps, rest = divmod(calls - predict, MEMBERS)
     assert calls == sum(seen)
     assert rest == 0
-    if isinstance(method, EnKG) and method.updates is None:
+    if isinstance(method, EKI) or (isinstance(method, EnKG) and method.updates is None):
         assert sweeps == tree["trace"].sizes["step"]
-        assert sweeps <= method.sweeps == method.levels
+        assert sweeps <= method.sweeps
     else:
         assert sweeps == method.sweeps

@@ -13,7 +13,8 @@ and the parts need only add up to one:
 
 Law: for a linear simulator and a Gaussian prior the ensemble tends to the exact posterior as J
 grows, whatever the levels and powers. Otherwise the error is that of a Gaussian fit to
-(x_sigma, Y).
+(x_sigma, Y); a polish (`enkg.guidance.polish`) over a few low noise levels then takes out what of
+it lies within the modes of the prior.
 
 The derivative-free guidance of diffusion models by ensemble Kalman updates is due to Zheng et
 al. 2024, arXiv 2409.20175 (EnKG); their update has a step of fixed length in which the noise
@@ -30,8 +31,12 @@ from torch import Tensor
 from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive
 from enkg.errors import InputError
-from enkg.guidance.base import Forward, Guidance, Info, State, check_folds, draw_lots, mixed
-from enkg.guidance.kalman import Weights, perturbed_weights, square_root_weights
+from enkg.guidance.base import Forward, Info, State, mixed
+from enkg.guidance.conditional import axes_of
+from enkg.guidance.ensemble_kalman import EnsembleKalman
+from enkg.guidance.kalman import Weights
+from enkg.guidance.polish import AnnealedState, Polish, annealed, begun
+from enkg.guidance.taper import Tapered
 from enkg.guidance.tempering import adaptive_power, fixed_powers
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -40,12 +45,14 @@ from enkg.schedule import geometric
 
 
 @dataclass(frozen=True)
-class EnKG(Guidance):
-    """Tempered EnKG, the default. Cost: one simulator call a member and update.
+class EnKG(EnsembleKalman):
+    """Tempered EnKG, the default. Cost: one simulator call a member and update, and one for each
+    level of the polish.
 
     Noise levels are in prior units, for a prior of standard deviation of order one.
     """
 
+    state: ClassVar[type[State]] = AnnealedState
     posterior_law: ClassVar[str | None] = "linear simulator and Gaussian prior, J to infinity"
 
     updates: int | None = None
@@ -60,73 +67,89 @@ class EnKG(Guidance):
     """Noise level of the first update."""
     sigma_end: float = 0.05
     """Noise level of the last possible update."""
-    deterministic: bool = False
-    """Square-root update in place of perturbed observations."""
-    folds: int = 1
-    """Perturbed observations: folds of the gain; 1 uses one gain for all members. More folds undo
-    the loss of spread of small ensembles, for simulators that are not far from linear."""
     flow: Flow = field(default_factory=Flow)
     """How the ensemble moves between noise levels where the prior has no closed form."""
     clean_steps: int = 8
     """Fewest steps of the flow to zero noise, where the simulator looks."""
+    polish: Polish = field(default_factory=lambda: Polish(levels=None))
+    """Levels after the last update."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.cap <= 1:
             raise InputError(f"cap is {self.cap}; expected a power between 0 and 1")
-        check_folds(self.folds, self.members)
-        if self.deterministic and self.folds > 1:
-            raise InputError("folds are for perturbed observations; leave deterministic off")
         self._sigmas()
-        fixed_powers(self.sweeps, self.ratio)
+        fixed_powers(self._most, self.ratio)
 
     @property
     def sweeps(self) -> int:
+        return self._most + self.polish.most
+
+    @property
+    def _most(self) -> int:
+        """Largest number of updates."""
         return self.levels if self.updates is None else self.updates
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
         members = self.own_members(prior, comm)
-        x = start(prior, self.sigma_start, seed, members, like, flow=self.flow)
-        return State(x, members, seed, sigma=self.sigma_start, comm=comm)
+        x = self.first_draws(prior, self.sigma_start, (seed, members), like, comm, self.flow)
+        return AnnealedState(x, members, seed, sigma=self.sigma_start, comm=comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
     ) -> tuple[State, Info]:
+        assert isinstance(state, AnnealedState)
+        if state.beta == 1.0:
+            return self._polished(state, prior, forward, observation)
         sigma, sigmas = state.sigma, self._sigmas()
         x0 = self._clean(prior, state.x, sigma)
         y = forward(x0)
         living, everyone = alive(y), state.everyone
 
-        def analysis() -> tuple[float, Weights]:
+        def analysis() -> tuple[float, Weights | Tapered]:
             r = observation.residual(y)[living]
             power = self._power(state, r, observation.count)
-            if self.deterministic:
-                return power, square_root_weights(r, power).to(x0)
-            key = state.seed, state.step
-            lots = draw_lots(key, everyone, observation, living, self.folds)
-            return power, perturbed_weights(r, lots.eta, power, lots.fold).to(x0)
+            update = self.analysis(r, power, state, everyone, observation, living)
+            return power, update.to(x0)
 
-        power, weights = once(state.comm, analysis)
-        x = mixed(state, state.x, living, weights)
+        power, update = once(state.comm, analysis)
+        x = mixed(state, state.x, living, self.moved(update))
 
-        finished = self._last(state) or state.beta + power >= 1.0
-        beta = 1.0 if finished else state.beta + power
-        if finished:
+        spent = self._last(state) or state.beta + power >= 1.0
+        beta = 1.0 if spent else state.beta + power
+        finished, axes = False, None
+        if spent:
             x, to = self._clean(prior, x, sigma), 0.0
+            finished = not self.polish.count(prior)
+            if not finished:
+                samples = lambda: start(prior, 0.0, state.seed, state.members, x)  # noqa: E731
+                axes = axes_of(prior, state.seed, samples, state.comm)
+                x, to = begun(state, self.polish.sigmas(prior, axes), x)
         else:
             to = sigmas[state.step + 1]
             x = self.flow(prior, x, sigma, to)
+        polishing = self.polish.count(prior) / self.sweeps
+        progress = 1.0 if spent else max((state.step + 1) / self._most, beta**0.5)
         info = Info(
             step=state.step,
             sigma=sigma,
-            progress=1.0 if finished else max((state.step + 1) / self.sweeps, beta**0.5),
+            progress=(1 - polishing) * progress,
             power=power,
             beta=beta,
             misfit=observation.misfit_per_datum(y[living]),
             evaluated=((x0, y),),
         )
         after = replace(state, x=x, step=state.step + 1, sigma=to, beta=beta, finished=finished)
-        return after, info
+        return replace(after, axes=axes, updated=state.step + 1), info
+
+    def _polished(
+        self, state: AnnealedState, prior: Prior, forward: Forward, observation: Observation
+    ) -> tuple[State, Info]:
+        assert state.axes is not None
+        sigmas = self.polish.sigmas(prior, state.axes)
+        after, info = annealed(state, sigmas, prior, forward, observation)
+        left = len(sigmas) - 1 - (after.step - state.updated)
+        return after, replace(info, progress=1 - left / self.sweeps)
 
     def _power(self, state: State, r: Tensor, count: int) -> float:
         if self._last(state):
@@ -136,7 +159,7 @@ class EnKG(Guidance):
         return fixed_powers(self.updates, self.ratio)[state.step]
 
     def _last(self, state: State) -> bool:
-        return state.step + 1 == self.sweeps
+        return state.step + 1 == self._most
 
     def _clean(self, prior: Prior, x: Tensor, sigma: float) -> Tensor:
         flow = self.flow
@@ -144,4 +167,4 @@ class EnKG(Guidance):
         return fine(prior, x, sigma, 0.0)
 
     def _sigmas(self) -> list[float]:
-        return geometric(self.sweeps, self.sigma_start, self.sigma_end).tolist()
+        return geometric(self._most, self.sigma_start, self.sigma_end).tolist()

@@ -104,7 +104,8 @@ class EnKGPublished(Guidance):
                 x0 = euler(prior, x, self._clean_grid(i, sigmas[i]))
                 y = forward(x0)
                 evaluated.append((x0, y))
-                x, misfit = self._update(x, y, state, observation)
+                length = self._length(i)
+                x, misfit = normalised_step(state, x, y, observation, length)
         x = euler(prior, x, sigmas[i : i + 2])
         finished = i + 1 == self.levels
         info = Info(
@@ -117,24 +118,6 @@ class EnKGPublished(Guidance):
         after = replace(state, x=x, step=i + 1, sigma=sigmas[i + 1], finished=finished)
         return after, info
 
-    def _update(
-        self, x: Tensor, y: Tensor, state: State, observation: Observation
-    ) -> tuple[Tensor, float]:
-        living = alive(y)
-
-        def analysis() -> Weights | None:
-            mask = observation.mask.to(y.device)
-            error = (y.double() - observation.y.to(y.device))[living][:, mask]
-            c = error @ anomalies(error).T / len(error)
-            norm = float(c.norm())
-            if norm == 0:  # a collapsed ensemble or a perfect fit stays where it is
-                return None
-            return Weights((-self._length(state.step) / norm * c,)).to(x)
-
-        weights = once(state.comm, analysis)
-        x = mixed(state, x, living, weights or (lambda members: members))
-        return x, observation.misfit_per_datum(y[living])
-
     def _length(self, level: int) -> float:
         if self.decay_floor is None:
             return self.step_size
@@ -144,3 +127,26 @@ class EnKGPublished(Guidance):
     def _clean_grid(self, level: int, sigma: float) -> list[float]:
         steps = min(1 + (self.levels - level) // self.flow_every, self.flow_most)
         return [*karras(steps, sigma, self.sigma_min).tolist(), 0.0]
+
+
+def normalised_step(
+    state: State, x: Tensor, y: Tensor, observation: Observation, length: float
+) -> tuple[Tensor, float]:
+    """x_j -= length / |C|_F sum_k C_jk (x_k - mean x), and the misfit per datum before it.
+
+    x: this rank's members. y: data of all, (J, *Y). The noise covariance is not used.
+    """
+    living = alive(y)
+
+    def analysis() -> Weights | None:
+        mask = observation.mask.to(y.device)
+        error = (y.double() - observation.y.to(y.device))[living][:, mask]
+        c = error @ anomalies(error).T / len(error)
+        norm = float(c.norm())
+        if norm == 0:  # a collapsed ensemble or a perfect fit stays where it is
+            return None
+        return Weights((-length / norm * c,)).to(x)
+
+    weights = once(state.comm, analysis)
+    x = mixed(state, x, living, weights or (lambda members: members))
+    return x, observation.misfit_per_datum(y[living])

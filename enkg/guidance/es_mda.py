@@ -9,8 +9,10 @@ that every diffusion-guided method has to beat.
 
 Law: exact posterior for a linear simulator and a Gaussian prior as J grows, for every K.
 
-Reference: Emerick and Reynolds 2013, "Ensemble smoother with multiple data assimilation", Computers
-and Geosciences 55, doi 10.1016/j.cageo.2012.03.011.
+References: Emerick and Reynolds 2013, "Ensemble smoother with multiple data assimilation",
+Computers and Geosciences 55, doi 10.1016/j.cageo.2012.03.011. K = 1 is one step of ensemble Kalman
+inversion with perturbed observations: Iglesias, Law and Stuart 2013, "Ensemble Kalman methods for
+inverse problems", Inverse Problems 29, 045001, doi 10.1088/0266-5611/29/4/045001.
 """
 
 from dataclasses import dataclass, replace
@@ -20,17 +22,22 @@ from torch import Tensor
 
 from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive
-from enkg.guidance.base import Forward, Guidance, Info, State, check_folds, draw_lots, mixed
-from enkg.guidance.kalman import Weights, perturbed_weights
+from enkg.guidance.base import Forward, Info, State, mixed
+from enkg.guidance.ensemble_kalman import EnsembleKalman
+from enkg.guidance.kalman import Weights
+from enkg.guidance.taper import Tapered
 from enkg.guidance.tempering import fixed_powers
 from enkg.observation import Observation
 from enkg.prior import Prior
-from enkg.sample import start
 
 
 @dataclass(frozen=True)
-class ESMDA(Guidance):
-    """ES-MDA. Cost: `updates` simulator calls a member, no denoiser call in the loop."""
+class ESMDA(EnsembleKalman):
+    """ES-MDA. Cost: `updates` simulator calls a member, no denoiser call in the loop.
+
+    With one update it is one-step ensemble Kalman inversion. The options of `EnsembleKalman` are
+    not part of the published method, and off.
+    """
 
     posterior_law: ClassVar[str | None] = "linear simulator and Gaussian prior, J to infinity"
 
@@ -38,13 +45,10 @@ class ESMDA(Guidance):
     """Number K of updates; 4 is the usual choice, 16 for strongly nonlinear simulators."""
     ratio: float = 1.0
     """Each power is this many times the one before."""
-    folds: int = 1
-    """Folds of the gain; 1, as published, uses one gain for all members."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fixed_powers(self.updates, self.ratio)
-        check_folds(self.folds, self.members)
 
     @property
     def sweeps(self) -> int:
@@ -52,7 +56,8 @@ class ESMDA(Guidance):
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
         members = self.own_members(prior, comm)
-        return State(start(prior, 0.0, seed, members, like), members, seed, comm=comm)
+        x = self.first_draws(prior, 0.0, (seed, members), like, comm)
+        return State(x, members, seed, comm=comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
@@ -61,13 +66,12 @@ class ESMDA(Guidance):
         living, everyone = alive(y), state.everyone
         power = fixed_powers(self.updates, self.ratio)[state.step]
 
-        def analysis() -> Weights:
+        def analysis() -> Weights | Tapered:
             r = observation.residual(y)[living]
-            key = state.seed, state.step
-            lots = draw_lots(key, everyone, observation, living, self.folds)
-            return perturbed_weights(r, lots.eta, power, lots.fold).to(state.x)
+            update = self.analysis(r, power, state, everyone, observation, living)
+            return update.to(state.x)
 
-        x = mixed(state, state.x, living, once(state.comm, analysis))
+        x = mixed(state, state.x, living, self.moved(once(state.comm, analysis)))
 
         finished = state.step + 1 == self.updates
         beta = 1.0 if finished else state.beta + power

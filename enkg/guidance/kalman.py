@@ -18,9 +18,12 @@ product of two thin factors.
 
 The k-fold gain: the gain that moves a member is computed from the members of the other folds, so
 that no member's own sampling error enters its gain. This undoes the loss of spread that small
-ensembles suffer (Houtekamer and Mitchell 1998 introduced the pair of ensembles, k = 2).
+ensembles suffer (Houtekamer and Mitchell 1998 introduced the pair of ensembles, k = 2). With the
+square-root form, the mean innovation and the difference of a member from it are each weighted by
+the gain of the other folds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +33,7 @@ from enkg.arrays import rows
 from enkg.ensemble import anomalies
 from enkg.errors import EnsembleFailure
 
+Response = Callable[[Tensor], Tensor]
 WILD = 1e7
 """Whitened anomalies above this lose the noise, whose variance is 1, in the Gram matrix."""
 
@@ -65,12 +69,8 @@ def perturbed_weights(r: Tensor, eta: Tensor, power: float, fold: Tensor | None 
     innovations = r + anomalies(eta.to(r)) / power**0.5
     if fold is None and 2 * r.shape[1] < len(r):
         return Weights(_factors_in_data_space(r, innovations, power))
-    everyone = torch.ones(len(r), dtype=torch.bool, device=r.device)
-    if fold is None:
-        groups = [(everyone, everyone)]
-    else:
-        groups = [(fold == k, fold != k) for k in fold.unique().tolist()]
     weights = torch.zeros(len(r), len(r), dtype=r.dtype, device=r.device)
+    groups = _groups(r, fold)
     if r.shape[1] < len(r):
         for moved, trained in groups:
             left, right = _factors_in_data_space(r[trained], innovations[moved], power)
@@ -86,22 +86,68 @@ def perturbed_weights(r: Tensor, eta: Tensor, power: float, fold: Tensor | None 
     return Weights((weights,))
 
 
-def square_root_weights(r: Tensor, power: float) -> Weights:
-    """Weights of the deterministic (ensemble transform) update."""
-    b = -anomalies(r) / (len(r) - 1) ** 0.5
-    _check(b)
-    if b.shape[1] < len(b):
-        values, v = torch.linalg.eigh(b.T @ b)
-        values = values.clamp(min=0)
-        # Directions without variance are left alone below, whatever u is there.
-        u = b @ v / values.clamp(min=values[-1] * 1e-14 + 1e-300).sqrt()
-    else:
-        values, u = torch.linalg.eigh(b @ b.T)
-        values = values.clamp(min=0)
-    shrink = (1 + power * values).rsqrt() - 1
-    mean_shift = -(r.mean(dim=0) @ b.T @ u) * power / (1 + power * values)
-    left = u * shrink - mean_shift / (len(r) - 1) ** 0.5  # every member moves with the mean
-    return Weights((left, u.T)) if 2 * u.shape[1] < len(r) else Weights((left @ u.T,))
+def square_root_weights(r: Tensor, power: float, fold: Tensor | None = None) -> Weights:
+    """Weights of the deterministic (ensemble transform) update. fold: as above; the anomalies of a
+    member then shrink by the gain of the other folds, no longer to the Kalman covariance exactly.
+    """
+
+    def of_anomalies(values: Tensor) -> Tensor:
+        root = (1 + power * values).sqrt()
+        return power / (root * (root + 1))
+
+    return deterministic_weights(r, lambda v: power / (1 + power * v), of_anomalies, fold)
+
+
+def deterministic_weights(
+    r: Tensor, of_mean: Response, of_anomalies: Response, fold: Tensor | None = None
+) -> Weights:
+    """Weights of x_j += 1 / sqrt(J - 1) X'^T B (f(B^T B) mean r + g(B^T B) (r_j - mean r)).
+
+    of_mean, of_anomalies: f and g as functions of the eigenvalues, (n,) to (n,). The update by
+    power b has f = b / (1 + b v) and g = (1 - (1 + b v)^(-1/2)) / v.
+    """
+    centred = anomalies(r)
+    _check(centred)
+    mean = r.mean(dim=0)
+    if fold is None and 2 * r.shape[1] < len(r):
+        left, right = _responses_in_data_space(centred, mean, centred, of_mean, of_anomalies)
+        return Weights((left, right))
+    weights = torch.zeros(len(r), len(r), dtype=r.dtype, device=r.device)
+    for moved, trained in _groups(r, fold):
+        if r.shape[1] < len(r):
+            left, right = _responses_in_data_space(
+                r[trained], mean, centred[moved], of_mean, of_anomalies
+            )
+            block = left @ right
+        else:
+            b = -anomalies(centred[trained]) / (int(trained.sum()) - 1) ** 0.5
+            values, u = torch.linalg.eigh(b @ b.T)
+            values = values.clamp(min=0)
+            shift = (mean @ b.T @ u) * of_mean(values)
+            block = shift + (centred[moved] @ b.T @ u) * of_anomalies(values)
+            block = block @ u.T / (len(b) - 1) ** 0.5
+        weights[moved.nonzero(), trained.nonzero().T] = block
+    return Weights((weights,))
+
+
+def _groups(r: Tensor, fold: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Who is moved by the gain of whom: pairs of bool, (J,)."""
+    if fold is None:
+        everyone = torch.ones(len(r), dtype=torch.bool, device=r.device)
+        return [(everyone, everyone)]
+    return [(fold == k, fold != k) for k in fold.unique().tolist()]
+
+
+def _responses_in_data_space(
+    trained: Tensor, mean: Tensor, moved: Tensor, of_mean: Response, of_anomalies: Response
+) -> tuple[Tensor, Tensor]:
+    """Weights of the deterministic update as (n, m) times (m, G). trained: innovations, (G, m).
+    mean: (m,). moved: their differences from it, (n, m)."""
+    b = -anomalies(trained) / (len(trained) - 1) ** 0.5
+    values, v = torch.linalg.eigh(b.T @ b)
+    values = values.clamp(min=0)
+    left = (mean @ v) * of_mean(values) + (moved @ v) * of_anomalies(values)
+    return left @ v.T, b.T / (len(b) - 1) ** 0.5
 
 
 def _factors_in_data_space(r: Tensor, innovations: Tensor, power: float) -> tuple[Tensor, Tensor]:
@@ -122,6 +168,19 @@ def _weights_in_ensemble_space(gram: Tensor, cross: Tensor, power: float) -> Ten
     system.diagonal().add_(1 / power)
     right = (cross - cross.mean(dim=1, keepdim=True)).T
     return -torch.cholesky_solve(right, torch.linalg.cholesky(system)).T / (size - 1)
+
+
+def solved(r: Tensor, innovations: Tensor, power: float) -> Tensor:
+    """(B^T B + I / b)^-1 innovations, row by row, (n, m) to (n, m), for members r, (G, m)."""
+    b = -anomalies(r) / (len(r) - 1) ** 0.5
+    _check(b)
+    tall = len(b) > b.shape[1]
+    system = b.T @ b if tall else b @ b.T
+    system.diagonal().add_(1 / power)
+    factor = torch.linalg.cholesky(system)
+    if tall:
+        return torch.cholesky_solve(innovations.T, factor).T
+    return power * (innovations - torch.cholesky_solve((innovations @ b.T).T, factor).T @ b)
 
 
 def _check(b: Tensor) -> None:

@@ -1,14 +1,13 @@
 """The problems of the table, each with a posterior to compare with.
 
-| name               | unknowns | data | prior                     | posterior to compare with         |
-|--------------------|----------|------|---------------------------|-----------------------------------|
-| linear-gaussian    |       64 |   16 | Gaussian                  | closed form                       |
-| box                |    8 x 8 |   48 | digits, kernel density    | closed form                       |
-| phase              |    8 x 8 |  256 | digits, kernel density    | stored tempered chains            |
-| navier-stokes      |  64 x 64 | 1024 | Gaussian field            | stored Laplace approximation      |
-| m87                |  64 x 64 |  381 | log-images of rings       | stored Hamiltonian Monte Carlo    |
+linear-gaussian   64 unknowns, 16 data, Gaussian prior; closed form
+box               8 x 8 digits with a missing box, kernel-density prior; closed form
+phase             8 x 8 digits from Fourier magnitudes; stored tempered chains
+navier-stokes     64 x 64 vorticity, 1,024 data, Gaussian field; stored Laplace approximation
+m87               64 x 64 image from 247 closures, log-Gaussian; stored Hamiltonian Monte Carlo
 
-A seed is a truth of its own, with its own noise, and the seed of the run; M87 has one measurement.
+A seed is a truth of its own, with its own noise, and the seed of the run; M87 has one
+measurement.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import enkg
@@ -65,7 +64,7 @@ def cell(problem: Problem, contender: Contender, seed: int) -> dict[str, Any]:
     except enkg.EnkgError as error:
         return {"failed": f"{type(error).__name__}: {error}"}
     seconds = time.perf_counter() - begin
-    summary = enkg.summary(tree)
+    summary = json.loads(tree.attrs["summary"])
     x = tree["posterior"].to_dataset()[experiment.unknown.name].values
     return {
         **judged(problem, seed, experiment, x),
@@ -85,7 +84,9 @@ def fill(
     """Runs the cells that are missing."""
     work = [(contender, seed) for seed in seeds for contender in chosen]
     work = [(c, s) for c, s in work if not _file(out, problem, c, s).exists()]
-    for contender, seed in track(work, f"{problem.name}", console=console, transient=True):
+    for k, (contender, seed) in enumerate(work):
+        where = f"{problem.name} {k + 1}/{len(work)}"
+        console.print(f"{where}: {contender.name}, seed {seed}", highlight=False)
         found = cell(problem, contender, seed)
         file = _file(out, problem, contender, seed)
         file.parent.mkdir(parents=True, exist_ok=True)

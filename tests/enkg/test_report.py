@@ -55,6 +55,34 @@ def test_that_the_numbers_of_a_run_are_shown():
     assert row.split()[-2] == "-"  # unknown, and not "nan"
 
 
+DIAGNOSTICS = {
+    "misfit_bounds": [0.03, 4.45],
+    "effective_rank": 12.34,
+    "prior_effective_rank": 5.0,
+    "effective_rank_members": 40,
+    "distance_from_prior": 0.91,
+    "distance_bounds": [0.35, 2.1],
+    "distance_denoiser_calls": 0,
+    "spread_skill_at_least": 0.5,
+}
+
+
+def test_that_the_diagnostics_are_shown_with_their_bounds():
+    history = {"beta": [0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]}
+    out = shown(diagnostics=DIAGNOSTICS, tempering=history, misfit_per_datum=1.5)
+    for part in (
+        "1.5 (0.03 to 4.45)",
+        "12.3 / 5 (of 40 members)",
+        "0.91 (0.35 to 2.10)",
+        "0.1, 0.2, 0.3, 0.4, ..., 1 (7 updates)",
+    ):
+        assert part in out
+    few = shown(diagnostics=DIAGNOSTICS, tempering={"beta": [0.25, 1.0]})
+    assert "0.25, 1 " in few
+    unknown = {**DIAGNOSTICS, "distance_from_prior": None, "distance_bounds": None}
+    assert "distance" not in shown(diagnostics=unknown, tempering={"beta": []})
+
+
 def test_that_the_verdict_comes_last_and_in_full():
     assert shown().rstrip().splitlines()[-1] == "not trusted: the misfit [of all] is 9.00"
     trusted = shown(trusted=True).rstrip().splitlines()[-1]

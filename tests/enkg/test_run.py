@@ -1,6 +1,7 @@
 """The run loop: its numbers against its own arrays, its observers and its files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import xarray as xr
 
 import enkg
 from enkg import metrics
+from enkg.bounds import chi_square
+from enkg.distance import distance
+from enkg.ensemble import effective_rank
 from tests.enkg.kelvin import (
     MEMBERS,
     OBSERVATION,
@@ -128,6 +132,36 @@ def test_that_the_numbers_of_the_summary_follow_from_the_arrays(tree, summary):
     assert found["coverage_90"] == pytest.approx(metrics.coverage(x, TRUTH, 0.9))
     assert found["crps"] == pytest.approx(metrics.crps(x, TRUTH))
     assert found["spread_skill"] == pytest.approx(metrics.spread_skill(x, TRUTH))
+
+
+def test_that_the_diagnostics_of_the_summary_follow_from_the_arrays(tree, summary):
+    found = summary["diagnostics"]
+    x = UNITS.to_prior(torch.from_numpy(tree["posterior"]["temperature"].values))
+    prior = UNITS.to_prior(torch.from_numpy(tree["prior_samples"]["temperature"].values))
+    assert found["effective_rank"] == pytest.approx(effective_rank(x), rel=1e-4)
+    assert found["prior_effective_rank"] == pytest.approx(effective_rank(prior), rel=1e-4)
+    assert found["effective_rank_members"] == MEMBERS
+    gap = distance(PRIOR, x, prior, 0)
+    assert gap is not None
+    assert found["distance_from_prior"] == pytest.approx(gap.value, rel=1e-4)
+    assert found["distance_bounds"] == pytest.approx(gap.bounds)
+    assert found["misfit_bounds"] == pytest.approx(chi_square(SIDE))
+    assert summary["tempering"]["step"] == [1, 2, 3]
+    assert summary["tempering"]["beta"] == tree["trace"]["beta"].values.tolist()
+    assert summary["tempering"]["power"] == tree["trace"]["power"].values.tolist()
+
+
+def test_that_a_method_that_gave_up_is_not_trusted():
+    class GivesUp(enkg.EnKG):
+        def step(self, state, prior, forward, observation):
+            state, info = super().step(state, prior, forward, observation)
+            remark = "not converged: it gave up"
+            return replace(state, remarks=(remark,) if state.finished else ()), info
+
+    method = GivesUp(members=MEMBERS, updates=3)
+    summary = json.loads(enkg.run(experiment(guidance=method)).attrs["summary"])
+    assert not summary["trusted"]
+    assert summary["reason"] == "not converged: it gave up"
 
 
 def test_that_the_summary_counts_calls_and_says_who_ran(summary, tree):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import enkg
-from enkg.schedule import geometric, karras
+from enkg.schedule import geometric, karras, vp
 
 both = pytest.mark.parametrize("schedule", [karras, geometric])
 
@@ -45,3 +45,16 @@ def test_that_one_level_is_the_highest(schedule):
 def test_that_impossible_levels_are_refused(schedule, wrong):
     with pytest.raises(enkg.InputError, match="noise levels"):
         schedule(*wrong)
+
+
+def test_that_variance_preserving_levels_are_their_formula():
+    sigmas = vp(1000)
+    assert float(sigmas[0]) == pytest.approx(152.2, abs=0.1)
+    assert float(sigmas[-1]) == pytest.approx(0.010, abs=0.001)
+    assert bool((sigmas.diff() < 0).all())
+    t = 1 - 0.999 * 250 / 999
+    expected = (torch.tensor(19.9 * t**2 / 2 + 0.1 * t, dtype=torch.float64).exp() - 1).sqrt()
+    assert float(sigmas[250]) == pytest.approx(float(expected), rel=1e-12)
+    assert len(vp(1)) == 1
+    with pytest.raises(enkg.InputError):
+        vp(0)
