@@ -265,7 +265,7 @@ class _Trial:
             report.facts["start-up"] = _time(self.start_seconds - self.batch_seconds)
         last = guidance.posterior_members
         last = last if self.experiment.predict is None else min(last, self.experiment.predict)
-        calls = guidance.sweeps * guidance.members + last
+        calls = guidance.sweeps_for(self.experiment.prior) * guidance.members + last
         busy = min(slots, draws)
         each = max(shared * busy, 0.0) if busy > 1 else shared
         report.facts["the whole run"] = (

@@ -12,7 +12,7 @@ from enkg.arrays import tensor
 from enkg.errors import InputError
 from enkg.failure import FailurePolicy
 from enkg.field import Field, check_names
-from enkg.guidance import EnKG, Guidance
+from enkg.guidance import Guidance, suited
 from enkg.low import Low
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -34,8 +34,8 @@ class Experiment:
     """Members (B, *X) to data (B, *Y), in the simulator's units."""
     observation: Observation
     """The measurement and its noise."""
-    guidance: Guidance = field(default_factory=EnKG)
-    """The method that moves the ensemble."""
+    guidance: Guidance = None  # pyright: ignore[reportAssignmentType]
+    """The method; None takes what suits the prior: SLR if it is Gaussian, else EnKG."""
     units: Units = field(default_factory=Affine)
     """From the prior's numbers to the simulator's."""
     seed: int = 0
@@ -71,6 +71,8 @@ class Experiment:
                 f"the prior is a {type(self.prior).__name__}; expected an object with `shape` and "
                 "`denoise(x, sigma)`"
             )
+        if self.guidance is None:
+            object.__setattr__(self, "guidance", suited(self.prior))
         if not isinstance(self.guidance, Guidance):
             raise InputError(
                 f"guidance is a {type(self.guidance).__name__}; expected a method such as "

@@ -54,7 +54,7 @@ def guided(
     observer.counts = forward.count
     log.info("%s, %d members, seed %d", type(guidance).__name__, guidance.members, experiment.seed)
 
-    observer.started(experiment, guidance.sweeps)
+    observer.started(experiment, guidance.sweeps_for(experiment.prior))
     try:
         with threads(1):
             standing = journal.restore(guidance.state, like)

@@ -59,7 +59,7 @@ def experiment(
         simulator=enkg.Program(PROGRAM, slots=slots, mode=adapter),
         observe=expected_root,
         observation=enkg.Observation(count_root(counts), std=1.0),
-        guidance=enkg.EnKG(members=128, deterministic=True),
+        guidance=enkg.SLR(members=40, steps=16),
         unknown=enkg.Field(
             "log_beta",
             long_name="ln of the contact rate per day",

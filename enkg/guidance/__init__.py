@@ -19,6 +19,7 @@ from enkg.guidance.polish import Polish
 from enkg.guidance.scg import SCG
 from enkg.guidance.slr import SLR
 from enkg.guidance.weighted import WeightedEnKG
+from enkg.prior import Prior, White
 
 _VP: dict[str, Any] = {"members": 2, "levels": 1000, "schedule": "variance-preserving"}
 _EDM: dict[str, Any] = {"schedule": "karras", "sigma_max": 100.0, "sigma_min": 0.01}
@@ -29,6 +30,7 @@ _SCG = SCG(sampler="euler-maruyama", **_VP)
 METHODS: dict[str, Guidance] = {
     "enkg": EnKG(),
     "enkg-square-root": EnKG(deterministic=True),
+    "enkg-inflated": EnKG(members=500, updates=5, deterministic=True, inflation=1.05),
     "enkg-polished": EnKG(
         deterministic=True, updates=8, sigma_start=2.0, sigma_end=0.02, polish=Polish(8, 1.0, 0.1)
     ),
@@ -74,6 +76,16 @@ METHODS: dict[str, Guidance] = {
 """Methods and presets by name. The published presets carry the constants of the public scripts of
 arXiv 2409.20175 (Navier-Stokes and FFHQ; black hole) and arXiv 2503.11043."""
 
+
+def suited(prior: Prior) -> Guidance:
+    """The method for a prior about which nothing else is known: SLR if it is Gaussian, else EnKG.
+
+    Where the simulator is far from linear across a Gaussian prior, SLR ends unconverged and says
+    so; then EnKG is the better choice.
+    """
+    return SLR() if isinstance(prior, White) else EnKG()
+
+
 __all__ = [
     "DPG",
     "EKI",
@@ -93,4 +105,5 @@ __all__ = [
     "SplitGibbs",
     "State",
     "WeightedEnKG",
+    "suited",
 ]

@@ -123,7 +123,11 @@ class Guidance(ABC):
     @property
     @abstractmethod
     def sweeps(self) -> int:
-        """Largest number of simulator calls a member that a run can take."""
+        """Largest number of simulator calls a member that a run can take, whatever the prior."""
+
+    def sweeps_for(self, prior: Prior) -> int:
+        """The same for one prior."""
+        return self.sweeps
 
     @property
     def posterior_members(self) -> int:

@@ -85,6 +85,9 @@ class EnKG(EnsembleKalman):
     def sweeps(self) -> int:
         return self._most + self.polish.most
 
+    def sweeps_for(self, prior: Prior) -> int:
+        return self._most + self.polish.count(prior)
+
     @property
     def _most(self) -> int:
         """Largest number of updates."""
@@ -128,7 +131,7 @@ class EnKG(EnsembleKalman):
         else:
             to = sigmas[state.step + 1]
             x = self.flow(prior, x, sigma, to)
-        polishing = self.polish.count(prior) / self.sweeps
+        polishing = self.polish.count(prior) / self.sweeps_for(prior)
         progress = 1.0 if spent else max((state.step + 1) / self._most, beta**0.5)
         info = Info(
             step=state.step,
@@ -149,7 +152,7 @@ class EnKG(EnsembleKalman):
         sigmas = self.polish.sigmas(prior, state.axes)
         after, info = annealed(state, sigmas, prior, forward, observation)
         left = len(sigmas) - 1 - (after.step - state.updated)
-        return after, replace(info, progress=1 - left / self.sweeps)
+        return after, replace(info, progress=1 - left / self.sweeps_for(prior))
 
     def _power(self, state: State, r: Tensor, count: int) -> float:
         if self._last(state):

@@ -38,6 +38,9 @@ SIZED: dict[str, Callable[[int], Guidance]] = {
     "enkg-square-root": lambda calls: enkg.EnKG(
         members=calls // 8, updates=8, deterministic=True, polish=UNPOLISHED
     ),
+    "enkg-inflated": lambda calls: enkg.EnKG(
+        members=calls // 5, updates=5, deterministic=True, inflation=1.05, polish=UNPOLISHED
+    ),
     "enkg-folds": lambda calls: enkg.EnKG(
         members=calls // 8, updates=8, folds=8, polish=UNPOLISHED
     ),

@@ -98,7 +98,15 @@ def exact_navier_stokes(seed: int) -> Exact:
 def m87(seed: int) -> enkg.Experiment:
     from experiments.m87.image import experiment
 
-    return replace(experiment(), seed=seed, predict=128)
+    return replace(experiment(), seed=seed, analyse=None)
+
+
+@cache
+def exact_m87(seed: int) -> Exact:
+    from experiments.references.m87_hmc import load
+
+    stored = load()
+    return Exact(torch.from_numpy(stored.mean).double(), torch.from_numpy(stored.std).double())
 
 
 PROBLEMS = {
@@ -107,7 +115,8 @@ PROBLEMS = {
         Problem("linear-gaussian", linear_gaussian, exact_linear_gaussian, 2048, True, True),
         Problem("box", _digits("box"), _exact_digits("box"), 15 * 128, False, True),
         Problem("phase", _digits("phase"), _exact_digits("phase"), 15 * 128, False, True),
-        Problem("navier-stokes", navier_stokes, exact_navier_stokes, 1280, True),
+        Problem("navier-stokes", navier_stokes, exact_navier_stokes, 640, True),
+        Problem("m87", m87, exact_m87, 2872, True),
     )
 }
 
