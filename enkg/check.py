@@ -263,9 +263,10 @@ class _Trial:
         report.facts["in a batch"] = f"{_time(shared)} a member with {slots} at once, {draws} tried"
         if self.start_seconds > 2 * self.batch_seconds + 0.1:
             report.facts["start-up"] = _time(self.start_seconds - self.batch_seconds)
-        last = guidance.posterior_members
-        last = last if self.experiment.predict is None else min(last, self.experiment.predict)
-        calls = guidance.sweeps_for(self.experiment.prior) * guidance.members + last
+        calls = (
+            guidance.sweeps_for(self.experiment.prior) * guidance.members
+            + self.experiment.predicted
+        )
         busy = min(slots, draws)
         each = max(shared * busy, 0.0) if busy > 1 else shared
         report.facts["the whole run"] = (

@@ -47,7 +47,8 @@ class Experiment:
     truth: Any = None
     """The true unknown of a synthetic problem, shape X, in the simulator's units."""
     predict: int | None = None
-    """Members whose data are simulated at the end, to measure the misfit; None takes all."""
+    """Members whose data are simulated at the end, to measure the misfit; None takes as many as the
+    method has members, which is all of them but for SLR."""
     observe: Callable[[ndarray], Any] | None = None
     """What the instrument makes of the simulator's answers: (B, *Y) to (B, *D), row by row."""
     low: Low | None = None
@@ -101,3 +102,9 @@ class Experiment:
                     f"the truth has shape {tuple(truth.shape)}, the prior {self.prior.shape}"
                 )
             object.__setattr__(self, "truth", truth)
+
+    @property
+    def predicted(self) -> int:
+        """Number of members whose data are simulated at the end, where none fails."""
+        asked = self.guidance.members if self.predict is None else self.predict
+        return min(asked, self.guidance.posterior_members)

@@ -85,7 +85,7 @@ def guided(
                     standing.denoiser_vjps = int(row["denoiser_vjps"])
                     observer.stepped(info, row)
                     journal.keep(standing)
-                predicted = forward(_first(standing.state, experiment.predict))
+                predicted = forward(_first(standing.state, experiment.predicted))
             except EnsembleFailure:
                 journal.pardon(forward.latest)
                 raise
@@ -94,10 +94,10 @@ def guided(
     return Ended(standing, predicted, earlier)
 
 
-def _first(state: State, count: int | None) -> Tensor:
+def _first(state: State, count: int) -> Tensor:
     """This rank's part of the first members of all."""
     first = state.first
-    return state.x if count is None else state.x[: max(0, count - first)]
+    return state.x[: max(0, count - first)]
 
 
 def _first_ensemble(

@@ -8,7 +8,7 @@ import numpy as np
 import enkg
 from tests.enkg.problems import values
 from tests.enkg.threads_comm import spread
-from tests.laws import PROBLEM, ensemble, every_method, experiment
+from tests.methods import PROBLEM, ensemble, every_method, experiment
 
 
 def posterior_on(comm: enkg.comm.Comm, name: str, **changes) -> np.ndarray:

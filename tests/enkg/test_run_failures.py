@@ -165,7 +165,9 @@ def test_that_a_prior_with_nothing_but_a_flow_keeps_it():
         flow = staticmethod(PRIOR.flow)
         denoise = staticmethod(PRIOR.denoise)
 
-    drawn = experiment(prior=FlowOnly(), guidance=enkg.EnKG(members=MEMBERS, updates=1, polish=enkg.Polish(0)))
+    drawn = experiment(
+        prior=FlowOnly(), guidance=enkg.EnKG(members=MEMBERS, updates=1, polish=enkg.Polish(0))
+    )
     calls = json.loads(enkg.run(drawn).attrs["summary"])["denoiser_calls"]
     # One D(0, 80), and three flows in closed form: to the start, to zero before and after.
     assert calls <= 4 * MEMBERS
