@@ -24,7 +24,7 @@ class Contender:
     """One row of the table."""
 
     name: str
-    guidance: Guidance
+    guidance: Guidance | None
     budget: str = "equal"
 
 
@@ -85,4 +85,5 @@ def contenders(problem: Problem, budget: str) -> list[Contender]:
         return [Contender(n, METHODS[n], budget) for n in PUBLISHED if problem.published]
     left_out = NOT_FOR_GAUSSIAN if problem.gaussian else GAUSSIAN_ONLY
     chosen = [name for name in SIZED if name not in left_out]
-    return [Contender(name, SIZED[name](problem.budget)) for name in chosen]
+    sized = [Contender(name, SIZED[name](problem.budget)) for name in chosen]
+    return [Contender("prior", None), *sized]

@@ -13,6 +13,7 @@ measurement.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def exact_linear_gaussian(seed: int) -> Exact:
     return Exact(mean, covariance.diagonal().sqrt(), white.draw(0, range(1024), 0))
 
 
-def _digits(problem: str) -> Callable[[int], enkg.Experiment]:
+def _digits(problem: Literal["box", "phase"]) -> Callable[[int], enkg.Experiment]:
     def make(seed: int) -> enkg.Experiment:
         from experiments.digits.problem import experiment
 

@@ -151,7 +151,7 @@ def main() -> None:
             flush=True,
         )
     if given.store:
-        np.savez_compressed(FILE, **found)
+        np.savez_compressed(FILE, allow_pickle=False, **found)
 
 
 if __name__ == "__main__":
