@@ -11,12 +11,13 @@ from typing import Annotated, Any, cast, get_args
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 import enkg
 from enkg import calibration_report, findings, grid, report, serve, slurm, status, stop, store
 from enkg.build import Options, described
-from enkg.calibrate import NUMBERS, calibrate
+from enkg.calibrate import NUMBERS, calibrate, is_calibration, numbers
 from enkg.check import check
 from enkg.comm import ALONE, Comm, Kind, once, one_for_all, raised_by_all, together, world
 from enkg.comm.mpi import Mpi
@@ -307,9 +308,8 @@ def _list(command: List) -> int:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; give the root of a project")
     grid = Grid("guidance", "", show_edge=False)
-    for name, method in METHODS.items():
-        module = inspect.getdoc(inspect.getmodule(type(method))) or ""
-        grid.add_row(name, f"{module.splitlines()[0]} {_differences(method)}".strip())
+    for name, line in _methods():
+        grid.add_row(name, escape(line))
     console.print(grid)
     for room, entries in discover(root).items():
         if entries:
@@ -321,6 +321,22 @@ def _list(command: List) -> int:
     return 0
 
 
+def _methods() -> Iterator[tuple[str, str]]:
+    """Each method with its line; a preset with its differences from the first of its class."""
+    first: dict[type, str] = {}
+    told: set[Any] = set()
+    for name, method in METHODS.items():
+        kind = type(method)
+        if kind in first:
+            yield name, f"{first[kind]} with {_differences(method)}"
+            continue
+        module = inspect.getmodule(kind)
+        line = (inspect.getdoc(kind if module in told else module) or "").splitlines()[0]
+        first[kind] = name
+        told.add(module)
+        yield name, line
+
+
 def _differences(method: Any) -> str:
     """How a preset differs from the defaults of its class."""
     plain = type(method)()
@@ -329,11 +345,14 @@ def _differences(method: Any) -> str:
         for f in dataclasses.fields(method)
         if getattr(method, f.name) != getattr(plain, f.name)
     ]
-    return f"({', '.join(changed)})" if changed else ""
+    return ", ".join(changed)
 
 
 def _show(command: Show) -> int:
-    report.show(store.summary(command.directory), console)
+    if is_calibration(command.directory):
+        calibration_report.show(numbers(command.directory), console)
+    else:
+        report.show(store.summary(command.directory), console)
     return 0
 
 

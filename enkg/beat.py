@@ -169,7 +169,7 @@ class Beat:
         self._at = self._since
         seen = {"beta": info.beta, "sigma": info.sigma}
         seen |= {k: row[k] for k in ("misfit_per_datum", "spread") if isfinite(row[k])}
-        calls = {"calls": int(row["calls"]), "failed": int(row["failed"])}
+        calls = {k: int(row[k]) for k in ("calls", "failed", "low_calls") if k in row}
         self._facts = self._facts | seen | calls | {"step": info.step + 1}
         self._count()
         if self._share >= 1:
@@ -253,6 +253,7 @@ class Beat:
 
 
 _NOTHING = {"method": "", "members": 0, "step": 0, "sweeps": 0, "calls": 0, "failed": 0} | {
+    "low_calls": 0,
     "causes": {},
     "misfit_per_datum": None,
     "beta": None,
@@ -264,7 +265,7 @@ _REAL = int | float
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("state", "reason", "doing", "host", "started", "updated", "method"), str),
     **dict.fromkeys(("pid", "ranks", "members", "step", "sweep", "sweeps", "calls", "failed"), int),
-    **dict.fromkeys(("members_done", "members_total"), int),
+    **dict.fromkeys(("members_done", "members_total", "low_calls"), int),
     **dict.fromkeys(("share", "seconds"), _REAL),
     **dict.fromkeys(("misfit_per_datum", "beta", "sigma", "spread"), _REAL | None),
     "seconds_left": _REAL | None,
@@ -287,6 +288,7 @@ def load(file: Path) -> dict[str, Any]:
         raise StoreError(f"cannot read {file}: {error}; {_ADVICE}") from error
     if not isinstance(told, dict):
         raise StoreError(f"{file} holds a {type(told).__name__}, not an object; {_ADVICE}")
+    told.setdefault("low_calls", 0)  # version 0.3 did not write it
     if told.get("format") != FORMAT:
         raise StoreError(
             f"{file} has format {told.get('format')!r}, and this enkg reads format {FORMAT}; look "

@@ -12,6 +12,7 @@ So a calibration that was stopped goes on with the same command, and more truths
 one that is finished. `truth`, the data and `analyse` of the experiment itself are not used.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -121,11 +122,29 @@ def calibrate(
             x, samples, known = _arrays(tree)
             if number == 0:
                 directions = components(samples)
-            numbers = store.summary(folder / f"truth-{number:03d}")
-            scores.append(score(x, samples, known, directions, (seed, number), numbers))
+            summary = store.summary(folder / f"truth-{number:03d}")
+            scores.append(score(x, samples, known, directions, (seed, number), summary))
             witness.scored(number, truths, scores[-1])
         found = once(comm, lambda: _written(experiment, scores, folder))
     return Calibration(found["calibrated"], found["reason"], found)
+
+
+def is_calibration(directory: str | Path) -> bool:
+    """Whether `calibrate` has begun there."""
+    return (Path(directory) / SYNTHETIC / store.RECORD).is_file()
+
+
+def numbers(directory: str | Path) -> dict[str, Any]:
+    """What calibration.json of a finished calibration holds; StoreError where there is none."""
+    file = Path(directory) / NUMBERS
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"the calibration in {directory} is not finished; the command that began it goes on"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {file}: {error}") from error
 
 
 class _Claim:

@@ -16,13 +16,12 @@ over truths, and ranks are tested for scalars, of which each truth has one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binom
-from scipy.stats import t as student
 from torch import Tensor
 
 from enkg import metrics, random
@@ -151,11 +150,17 @@ def uniformity(ranks: Sequence[float]) -> tuple[list[int], float]:
     """
     bins = min(max(len(ranks) // 5, 4), 20)
     counts = _counts(ranks, bins)
-    chance = np.random.default_rng(bins)
-    null = chance.multinomial(len(ranks), [1 / bins] * bins, size=NULLS)
     found = np.square(np.array(counts)).sum()
-    worse = int((np.square(null).sum(axis=1) >= found).sum())
+    worse = NULLS - int(np.searchsorted(_null(len(ranks), bins), found))
     return counts, (1 + worse) / (1 + NULLS)
+
+
+@cache
+def _null(ranks: int, bins: int) -> np.ndarray:
+    """Sums of squared counts of uniform ranks, ascending, (NULLS,)."""
+    chance = np.random.default_rng(bins)
+    counts = chance.multinomial(ranks, [1 / bins] * bins, size=NULLS)
+    return np.sort(np.square(counts).sum(axis=1))
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
@@ -212,6 +217,9 @@ def calibration(scores: Sequence[Score], elements: int) -> dict[str, Any]:
 def _judged(found: Mapping[str, Any]) -> tuple[bool, str]:
     """One sentence. A coverage is wrong if it differs from its level by `SLACK`, and by three
     standard errors (of Student's law) or by more than if the elements of a truth were one."""
+    from scipy.stats import binom  # slow to import, and only wanted at the end
+    from scipy.stats import t as student
+
     truths = found["truths"]
     wide = float(student.ppf(1 - TAIL, truths - 1))
     doubts, worst = [], {-1: (0.0, ""), 1: (0.0, "")}
@@ -253,5 +261,7 @@ def _percent(share: Mapping[str, float]) -> str:
 
 def band(truths: int, bins: int, level: float = 0.95) -> tuple[int, int]:
     """Central interval of a bin's count where independent ranks are uniform (binomial)."""
+    from scipy.stats import binom
+
     low, high = binom.interval(level, truths, 1 / bins)
     return int(low), int(high)

@@ -117,10 +117,10 @@ class List:
 
 @dataclass(frozen=True)
 class Show:
-    """Print the numbers of a finished run and whether it can be trusted."""
+    """Print the numbers of a finished run, and whether it can be trusted, or of a calibration."""
 
     directory: tyro.conf.Positional[Path]
-    """The run directory."""
+    """The directory of the run or of the calibration."""
 
 
 @dataclass(frozen=True)

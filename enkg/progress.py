@@ -21,6 +21,8 @@ from enkg.experiment import Experiment
 from enkg.guidance import Info
 
 HEAD = "  step   sigma  misfit/datum  spread   beta      calls  failed  seconds"
+LOW = "     low"
+"""One more column where there is a low-fidelity simulator: its calls. 80 characters hold it."""
 
 TRUTHS = "    truth  misfit/datum    spread     error  in the 90 %      calls"
 
@@ -36,15 +38,16 @@ class Watch:
         self.share = 0.0
 
     def started(self, experiment: Experiment, sweeps: int) -> None:
-        guidance = experiment.guidance
+        guidance, low = experiment.guidance, experiment.low is not None
         self.begin = perf_counter()
         self.console.print(
             f"{type(guidance).__name__}: {guidance.members} members of shape "
             f"{tuple(experiment.prior.shape)}, {experiment.observation.size} data, at most "
-            f"{sweeps * guidance.members:,} guided simulator calls",
+            f"{sweeps * guidance.members:,} guided simulator calls"
+            f"{', low-fidelity ones included' if low else ''}",
             highlight=False,
         )
-        self.console.print(HEAD, style="bold", highlight=False)
+        self.console.print(HEAD + LOW * low, style="bold", highlight=False)
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -80,6 +83,7 @@ class Watch:
             f"{int(row['calls']):10,d}",
             f"{int(row['failed']):7d}",
             f"{row['seconds']:8.1f}",
+            *([f"{int(row['low_calls']):7,d}"] if "low_calls" in row else []),
         )
         self.console.print(" ".join(cells), highlight=False)
 

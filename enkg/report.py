@@ -202,6 +202,16 @@ def blank(width: float, height: float) -> "Figure":
     return figure
 
 
+def _low(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Lines of a run that had a low-fidelity simulator."""
+    if "low_calls" not in summary:
+        return {}
+    return {
+        "low-fidelity calls": f"{summary['low_calls']:,}",
+        "call equivalents": f"{summary['call_equivalents']:,.6g}",
+    }
+
+
 def _failures(summary: Mapping[str, Any]) -> str:
     """'12 (9 timeout, 3 signal)'"""
     causes = sorted(summary.get("causes", {}).items(), key=lambda item: -item[1])
@@ -253,6 +263,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     found = summary.get("diagnostics", {})  # none in a run of an older version
     lines = {
         "simulator calls": f"{summary['calls']:,}",
+        **_low(summary),
         "failed calls": _failures(summary),
         "denoiser calls": f"{summary['denoiser_calls']:,}",
         "denoiser Jacobian products": f"{summary.get('denoiser_vjps', 0):,}",

@@ -298,6 +298,7 @@ def _numbers(status: Status) -> dict[str, str]:
         "share done": f"{told['share']:.0%}",
         "steps done": f"{told['step']:,}",
         "simulator calls": f"{told['calls']:,}",
+        "low-fidelity calls": f"{told['low_calls']:,}" if told["low_calls"] else "",
         "failed calls": f"{told['failed']:,}",
         **{f"  by {cause}": f"{times:,}" for cause, times in causes.most_common()},
         "misfit per datum": _number(told["misfit_per_datum"]),

@@ -31,9 +31,7 @@ METHODS: dict[str, Guidance] = {
     "enkg": EnKG(),
     "enkg-square-root": EnKG(deterministic=True),
     "enkg-inflated": EnKG(members=500, updates=5, deterministic=True, inflation=1.05),
-    "enkg-polished": EnKG(
-        deterministic=True, updates=8, sigma_start=2.0, sigma_end=0.02, polish=Polish(8, 1.0, 0.1)
-    ),
+    "enkg-polished": EnKG(updates=8, polish=Polish(5)),
     "weighted": WeightedEnKG(),
     "daenk": DAEnK(),
     "split-gibbs": SplitGibbs(),

@@ -9,7 +9,9 @@ candidates: a chain has the same last bits wherever it lives.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import ClassVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from torch import Tensor
 from enkg import random
 from enkg.arrays import rows
 from enkg.comm import Comm, once
-from enkg.errors import MissingCapability
-from enkg.guidance.base import Forward, State
+from enkg.errors import InputError, MissingCapability
+from enkg.guidance.base import Forward, Guidance, State
+from enkg.guidance.reverse import Schedule, noise_levels
 from enkg.observation import Observation
 from enkg.prior import Prior, vjp
 from enkg.random import Stream
@@ -31,7 +34,8 @@ Loss = Callable[[Tensor], Tensor]
 class Candidates:
     """The candidates of one step. clean: D of this rank's chains, (J_r, *X).
 
-    evaluated: what `Info.evaluated` holds, candidate by candidate. Building one is collective.
+    evaluated: what `Info.evaluated` holds, of the first candidate of each chain alone: all of them
+    need not fit into memory together. Building one is collective.
     """
 
     def __init__(
@@ -63,7 +67,8 @@ class Candidates:
         self._living += int(living.sum())
         self._misfit += float(2 * self.observation.misfit(y)[living].sum())
         y = y.reshape(self.chains, count, *y.shape[1:])
-        self.evaluated += [(x[:, k], y[:, k]) for k in range(count)]
+        if not self.evaluated:
+            self.evaluated = [(x[:, 0].clone(), y[:, 0].clone())]  # a view would hold all of them
         return loss.reshape(self.chains, count)[self.first : self.first + len(self.clean)]
 
     @property
@@ -72,6 +77,42 @@ class Candidates:
         if not self._living:
             return None
         return self._misfit / self._living / self.observation.count
+
+
+@dataclass(frozen=True)
+class Chains(Guidance):
+    """Base of the methods that guide independent chains by candidates."""
+
+    posterior_law: ClassVar[str | None] = None
+    begins_at_prior: ClassVar[bool] = False
+
+    members: int = 8
+    """Number of chains, each independent of the others."""
+    levels: int = 50
+    """Number N of noise levels, all of them guided."""
+    schedule: Schedule = "karras"
+    """Which levels; the variance-preserving ones do not use sigma_max and sigma_min."""
+    sigma_max: float = 5.0
+    """Highest noise level, in prior units."""
+    sigma_min: float = 0.02
+    """Lowest noise level before zero."""
+    rows_at_once: int = 4096
+    """Most candidates of all chains in one batch of simulator calls; they are held in memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows_at_once < 1:
+            raise InputError(f"{self.rows_at_once} rows at once; expected at least 1")
+        _ = self.sigmas
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The noise levels, zero at the end."""
+        return noise_levels(self.schedule, self.levels, self.sigma_max, self.sigma_min)
+
+    def drop(self, state: State, living: Tensor) -> State:
+        """A candidate that failed is no member: every chain goes on."""
+        return state
 
 
 def squared_residual(observation: Observation) -> Loss:
@@ -136,6 +177,15 @@ def pulled_back(prior: Prior, x: Tensor, sigma: float, v: Tensor) -> Tensor:
     length = torch.where(length.isfinite(), length, 0.0)
     unit = torch.where(length > 0, v / length, 0.0)
     return length * vjp(prior, x, sigma, unit.to(x)).double()
+
+
+def check_choices(method: Guidance, *names: str) -> None:
+    """Raises InputError where a field holds none of the words of its `Literal`."""
+    hints = get_type_hints(type(method))
+    for name in names:
+        value, known = getattr(method, name), get_args(hints[name])
+        if value not in known:
+            raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
 
 
 def check_differentiable(prior: Prior, comm: Comm, method: str, sigma: float, like: Tensor) -> None:

@@ -45,12 +45,14 @@ from torch import Tensor
 from enkg import random
 from enkg.comm import ALONE, Comm
 from enkg.errors import InputError
-from enkg.guidance.base import Forward, Guidance, Info, State
+from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.candidates import (
     Candidates,
+    Chains,
     Loss,
     White,
     batches,
+    check_choices,
     check_differentiable,
     dots,
     each,
@@ -59,11 +61,9 @@ from enkg.guidance.candidates import (
     weighted,
 )
 from enkg.guidance.reverse import (
-    Schedule,
     ancestral_step,
     diffused,
     euler_maruyama_step,
-    noise_levels,
 )
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -98,19 +98,14 @@ class DPGState(State):
 
 
 @dataclass(frozen=True)
-class DPG(Guidance):
+class DPG(Chains):
     """Diffusion policy gradient. Cost: `levels` x (`candidates` + 1) simulator calls a member."""
 
     state: ClassVar[type[State]] = DPGState
-    posterior_law: ClassVar[str | None] = None
-    begins_at_prior: ClassVar[bool] = False
-
-    members: int = 8
-    """Number of chains, each independent of the others."""
     candidates: int = 64
     """M: candidates a chain and level."""
     form: Literal["whitened", "published"] = "whitened"
-    """Which loss, radius and step; see above."""
+    """The loss in units of the noise and a radius that adapts, or both as published."""
     guidance_scale: float | None = None
     """Length of the guidance of the score, over prior units. None takes
     sqrt(d M / (d + 1 + M)) / 2: with few candidates most of the direction is noise, and the steps
@@ -119,24 +114,12 @@ class DPG(Guidance):
     """Share of the last level's gradient at the first level; it falls to zero at the last."""
     smallest_radius: float = 1e-6
     """Smallest r, in prior units."""
-    levels: int = 50
-    """Number N of noise levels, all of them guided."""
-    schedule: Schedule = "karras"
-    """Which levels; the variance-preserving ones do not use sigma_max and sigma_min."""
-    sigma_max: float = 5.0
-    """Highest noise level, in prior units."""
-    sigma_min: float = 0.02
-    """Lowest noise level before zero."""
-    rows_at_once: int = 4096
-    """Most candidates of all chains in one batch of simulator calls; they are held in memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.candidates < 2 or self.rows_at_once < 1:
-            raise InputError(
-                f"{self.candidates} candidates, {self.rows_at_once} rows at once; expected at "
-                "least 2 and 1"
-            )
+        check_choices(self, "form")
+        if self.candidates < 2:
+            raise InputError(f"{self.candidates} candidates; expected at least 2")
         if not 0 <= self.momentum < 1 or not self.smallest_radius > 0:
             raise InputError(
                 f"momentum is {self.momentum} and smallest_radius {self.smallest_radius}; expected "
@@ -144,14 +127,13 @@ class DPG(Guidance):
             )
         if self.guidance_scale is not None and not self.guidance_scale > 0:
             raise InputError(f"guidance_scale is {self.guidance_scale}; expected more than 0")
-        noise_levels(self.schedule, self.levels, self.sigma_max, self.sigma_min)
 
     @property
     def sweeps(self) -> int:
         return self.levels * (self.candidates + 1)
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> DPGState:
-        sigma = self._sigmas[0]
+        sigma = self.sigmas[0]
         check_differentiable(prior, comm, "DPG", sigma, like)
         members = self.own_members(prior, comm)
         x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
@@ -180,7 +162,7 @@ class DPG(Guidance):
     ) -> tuple[State, Info]:
         assert isinstance(state, DPGState)
         i, x = state.step, state.x
-        sigma, to = self._sigmas[i : i + 2]
+        sigma, to = self.sigmas[i : i + 2]
         clean = prior.denoise(x, sigma)
         found = Candidates(state, clean, forward, observation, self._loss(observation))
         at_clean = found.losses(torch.zeros_like(clean)[:, None])[:, 0]
@@ -220,14 +202,6 @@ class DPG(Guidance):
             evaluated=tuple(found.evaluated),
         )
         return after, info
-
-    def drop(self, state: State, living: Tensor) -> State:
-        """A candidate that failed is no member: every chain goes on."""
-        return state
-
-    @property
-    def _sigmas(self) -> list[float]:
-        return noise_levels(self.schedule, self.levels, self.sigma_max, self.sigma_min)
 
     def _loss(self, observation: Observation) -> Loss:
         if self.form == "published":

@@ -1,4 +1,4 @@
-"""EKI: the continuous-time flow of ensemble Kalman inversion, and a published scheme without noise.
+"""EKI: the continuous-time flow of ensemble Kalman inversion.
 
 From prior samples x_j(0), with data Y_j = G(x_j) and sample covariances over the ensemble,
 
@@ -171,7 +171,10 @@ class EKI(Guidance):
 
 @dataclass(frozen=True)
 class EKIPublished(Guidance):
-    """Published EKI. Cost: `updates` simulator calls a member. No posterior law."""
+    """EKI as published: steps of fixed length, without the noise covariance.
+
+    Cost: `updates` simulator calls a member. No posterior law.
+    """
 
     posterior_law: ClassVar[str | None] = None
 

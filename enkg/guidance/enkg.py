@@ -53,8 +53,6 @@ class EnKG(EnsembleKalman):
     """
 
     state: ClassVar[type[State]] = AnnealedState
-    posterior_law: ClassVar[str | None] = "linear simulator and Gaussian prior, J to infinity"
-
     updates: int | None = None
     """Number of updates with powers fixed beforehand; None lets the misfit decide."""
     ratio: float = 1.0

@@ -56,6 +56,13 @@ class EnsembleKalman(Guidance):
         if not 0 < self.inflation < float("inf"):
             raise InputError(f"inflation is {self.inflation}; expected a positive number, 1 for no")
 
+    @property
+    def posterior_law(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """On which problems the result is the exact posterior; on none with inflation."""
+        if self.inflation != 1:
+            return None
+        return "linear simulator and Gaussian prior, J to infinity"
+
     def first_draws(
         self,
         prior: Prior,

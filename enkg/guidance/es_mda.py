@@ -16,7 +16,6 @@ inverse problems", Inverse Problems 29, 045001, doi 10.1088/0266-5611/29/4/04500
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -38,8 +37,6 @@ class ESMDA(EnsembleKalman):
     With one update it is one-step ensemble Kalman inversion. The options of `EnsembleKalman` are
     not part of the published method, and off.
     """
-
-    posterior_law: ClassVar[str | None] = "linear simulator and Gaussian prior, J to infinity"
 
     updates: int = 4
     """Number K of updates; 4 is the usual choice, 16 for strongly nonlinear simulators."""

@@ -61,6 +61,7 @@ class SplitGibbs(Guidance):
 
     state: ClassVar[type[State]] = AnnealedState
     posterior_law: ClassVar[str | None] = None
+    begins_at_prior: ClassVar[bool] = False
 
     turns: int = 20
     """Number N of turns."""

@@ -53,7 +53,7 @@ more call.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,11 +62,13 @@ from enkg import random
 from enkg.arrays import rows
 from enkg.comm import ALONE, Comm
 from enkg.errors import InputError, MissingCapability
-from enkg.guidance.base import Forward, Guidance, Info, State
+from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.candidates import (
     Candidates,
+    Chains,
     White,
     batches,
+    check_choices,
     check_differentiable,
     dots,
     each,
@@ -74,7 +76,7 @@ from enkg.guidance.candidates import (
     squared_residual,
     weighted,
 )
-from enkg.guidance.reverse import Schedule, ancestral_step, euler_maruyama_step, noise_levels
+from enkg.guidance.reverse import ancestral_step, euler_maruyama_step
 from enkg.observation import Observation
 from enkg.prior import Drawable, Placed, Prior
 from enkg.random import Stream
@@ -82,15 +84,10 @@ from enkg.sample import start
 
 
 @dataclass(frozen=True)
-class GSG(Guidance):
+class GSG(Chains):
     """DPS with a smoothed gradient. Cost: `levels` x (`queries`, one more if forward) calls a
     member."""
 
-    posterior_law: ClassVar[str | None] = None
-    begins_at_prior: ClassVar[bool] = False
-
-    members: int = 8
-    """Number of chains, each independent of the others."""
     kind: Literal["central", "forward"] = "central"
     """The difference that estimates the gradient."""
     queries: int = 64
@@ -98,34 +95,23 @@ class GSG(Guidance):
     smoothing: float = 0.01
     """mu: length of the perturbations, in prior units."""
     form: Literal["damped", "plain", "norm"] = "damped"
-    """How the gradient guides; see above."""
+    """How the gradient guides: with a step that cannot overshoot, as in DPS but with the noise
+    covariance, or as published (norm)."""
     guidance_scale: float = 0.01
     """Length of a published step (form="norm" alone), in prior units over those of sqrt(L)."""
     directions: Literal["white", "prior"] = "white"
     """What the perturbations look like; "prior" needs a prior that gives samples."""
-    levels: int = 50
-    """Number N of noise levels, all of them guided."""
-    schedule: Schedule = "karras"
-    """Which levels; the variance-preserving ones do not use sigma_max and sigma_min."""
-    sigma_max: float = 5.0
-    """Highest noise level, in prior units."""
-    sigma_min: float = 0.02
-    """Lowest noise level before zero."""
-    rows_at_once: int = 4096
-    """Most candidates of all chains in one batch of simulator calls; they are held in memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.queries < 1 or self.rows_at_once < 1:
-            raise InputError(
-                f"{self.queries} queries, {self.rows_at_once} rows at once; expected at least 1"
-            )
+        check_choices(self, "kind", "form", "directions")
+        if self.queries < 1:
+            raise InputError(f"{self.queries} queries; expected at least 1")
         if not (self.smoothing > 0 and self.guidance_scale > 0):
             raise InputError(
                 f"smoothing is {self.smoothing} and guidance_scale {self.guidance_scale}; expected "
                 "positive numbers"
             )
-        noise_levels(self.schedule, self.levels, self.sigma_max, self.sigma_min)
 
     @property
     def count(self) -> int:
@@ -143,7 +129,7 @@ class GSG(Guidance):
                 "a prior with draw(seed, members, step)",
                 'directions="white" does without',
             )
-        sigma = self._sigmas[0]
+        sigma = self.sigmas[0]
         check_differentiable(prior, comm, "GSG", sigma, like)
         members = self.own_members(prior, comm)
         x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
@@ -155,7 +141,7 @@ class GSG(Guidance):
         self, state: State, prior: Prior, forward: Forward, observation: Observation
     ) -> tuple[State, Info]:
         i, x = state.step, state.x
-        sigma, to = self._sigmas[i : i + 2]
+        sigma, to = self.sigmas[i : i + 2]
         clean = prior.denoise(x, sigma)
         loss = squared_residual(observation) if self.form == "norm" else observation.misfit
         found = Candidates(state, clean, forward, observation, loss)
@@ -177,14 +163,6 @@ class GSG(Guidance):
             evaluated=tuple(found.evaluated),
         )
         return replace(state, x=x, step=i + 1, sigma=to, finished=finished), info
-
-    def drop(self, state: State, living: Tensor) -> State:
-        """A candidate that failed is no member: every chain goes on."""
-        return state
-
-    @property
-    def _sigmas(self) -> list[float]:
-        return noise_levels(self.schedule, self.levels, self.sigma_max, self.sigma_min)
 
     def _doubt(self, unknowns: int) -> str:
         error = sqrt((unknowns + 1) / self.count)

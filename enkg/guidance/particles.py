@@ -14,26 +14,38 @@ def effective_size(log_weight: Tensor) -> float:
     return float(w.sum().square() / w.square().sum())
 
 
-def systematic(log_weight: Tensor, offset: float) -> Tensor:
-    """Indices of n ancestors by systematic resampling, (n,), ascending. offset: in [0, 1).
+def largest_power(log_weight: Tensor, least: float) -> float:
+    """The largest of 1, .8, .64, ... for which the weights to that power have this effective size.
+
+    least: below the number of weights.
+    """
+    power = 1.0
+    while effective_size(power * log_weight) < least:
+        power *= 0.8
+    return power
+
+
+def systematic(log_weight: Tensor, offset: float, count: int | None = None) -> Tensor:
+    """Indices of ancestors by systematic resampling, (count,), ascending; as many as there are
+    weights by default. offset: in [0, 1).
 
     Each member has its expected number of offspring to within one (Kitagawa 1996,
     doi 10.1080/10618600.1996.10474692).
     """
-    count = len(log_weight)
+    count = len(log_weight) if count is None else count
     total = (log_weight - log_weight.max()).exp().cumsum(0)
     at = (torch.arange(count, dtype=total.dtype, device=total.device) + offset) / count
-    return torch.searchsorted(total / total[-1], at, right=True).clamp(max=count - 1)
+    return torch.searchsorted(total / total[-1], at, right=True).clamp(max=len(log_weight) - 1)
 
 
 def energy_coefficient(x: Tensor, log_weight: Tensor, halves: list[Tensor]) -> float | None:
     """(2 E|X - Y| - E|X - X'| - E|Y - Y'|) / (2 E|X - Y|) of two weighted samples.
 
     x: (J, d). halves: the places of each. About 0 if the two are equal in law, and 1 if they are
-    two different points; unbiased in numerator and denominator, so it may be below 0. None where a
-    half has fewer than two members. Cost: J^2 d.
+    two different points; unbiased in numerator and denominator, so it may be below 0. None where
+    there are not two halves, or one has fewer than two members. Cost: J^2 d.
     """
-    if min(len(half) for half in halves) < 2:
+    if len(halves) != 2 or min(len(half) for half in halves) < 2:
         return None
     weights = [log_weight[half].softmax(0) for half in halves]
     across = weights[0] @ torch.cdist(x[halves[0]], x[halves[1]]) @ weights[1]
@@ -76,5 +88,5 @@ def kernel(
     by_unguided = (whole * unguided(whole, -1.0)).sum(1)
     # log |Sq| - log |Sp|
     shrunk = core_root.diagonal().log().sum() - k.root.diagonal().log().sum()
-    shrunk = 2 * (shrunk + len(core) * torch.tensor(a).double().log().to(core))
+    shrunk = 2 * (shrunk + len(core) * torch.tensor(a, dtype=torch.float64).log().to(core))
     return x + a * (denoised - x) + a * shift + away, 0.5 * (by_guided - by_unguided + shrunk)

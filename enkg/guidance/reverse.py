@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from enkg.errors import InputError
 from enkg.sample import reverse_step
 from enkg.schedule import karras, vp
 
@@ -29,6 +30,8 @@ def noise_levels(
     """
     if schedule == "karras":
         return [*karras(levels, sigma_max, sigma_min).tolist(), 0.0]
+    if schedule != "variance-preserving":
+        raise InputError(f"schedule is {schedule!r}; expected karras or variance-preserving")
     return [*vp(levels).tolist(), 0.0]
 
 

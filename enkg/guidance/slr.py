@@ -141,6 +141,11 @@ class SLR(Guidance):
             raise InputError(f"paired_steps is {self.paired_steps}; expected at least 1")
 
     @property
+    def begins_at_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the simulator itself answers the first draws, and not a cheaper one."""
+        return not self.pairs
+
+    @property
     def sweeps(self) -> int:
         steps = self.steps + self.extra
         return steps + min(steps, self.paired_steps + self.extra) * bool(self.pairs)

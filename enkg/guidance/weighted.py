@@ -5,27 +5,33 @@ Monte Carlo corrects these. The ensemble starts at the prior's own state at a hi
 goes down N levels of the reverse SDE, guided by what it says itself of x_0 given (x_sigma, y):
 
     D_j = D(x_j, s);  Y_j = G(D_j);  C, B, Omega from the ensemble     one simulator call a member
-    S   = B C B^T + Gamma + Omega,  r_j = y - Y_j
+    S   = B C B^T + Gamma + Omega
+    r_j = y - Y_j;  of an unseen particle: r_i - B (D_j - D_i), D_i the nearest that has an answer
     u_j = C B^T S^-1 r_j                                   D + u estimates E[x_0 | x_s, y]
     l_j = log N(r_j; 0, S)                                 twisting function
     log w_j += l_j - (l_j of the level before) + inc_j
-    resample (systematic) where the effective size is below J / 2, and at the last level
+    resample (systematic) where the effective size is below half of the particles, by w^p with the
+        largest p of .8^k for which that of w^p is a fifth of them; w^(1-p) stays for later levels
     a = 1 - s'^2 / s^2,  v = a s'^2,  m_j = x_j + a (D_j - x_j)
     C_y = C - C B^T S^-1 B C,  Sp = v I + a^2 C,  Sq = v I + a^2 C_y
     x_j ~ N(m_j + a u_j, Sq);  inc_j = log N(x_j; m_j, Sp) - log N(x_j; m_j + a u_j, Sq)
 
-At the last level x_0 = D + u, which a polish (`enkg.guidance.polish`) makes samples.
+Each member carries M particles. The simulator sees the first; the others cost denoiser calls, and
+get the answer of the nearest one along B. Modes are found and lost at high noise, where a linear
+model serves and J particles are too few. At the last level J of the J M particles are drawn by
+their whole weights, and x_0 = D + u, which a polish (`enkg.guidance.polish`) makes samples.
 
 Law: for a Gaussian prior and a linear simulator the kernels Sp and Sq are exact at any number of
 levels, all weights are equal, and the ensemble tends to the exact posterior as J grows. Otherwise
-the weighted levels are consistent in J and N for fixed C, B (adaptive sequential Monte Carlo), and
-the polish has the bias of a Gaussian x_0 given x_sigma.
+the weighted levels are consistent in J and N for fixed C, B (adaptive sequential Monte Carlo) and
+M = 1; more particles take the simulator as linear between neighbours. The polish has the bias of a
+Gaussian x_0 given x_sigma.
 
 Weights cannot search many isolated modes in many dimensions. `agreement` below 1 guards against
-that: the members form two halves (even and odd identities) that share C and B, and are weighted and
-resampled each by itself. Where the halves end in different places (`energy_coefficient`), the
-weighted ensemble is given up for the tempered EnKG with its polish, from the prior on; the run says
-so in its remarks. It is blind where both halves lose the same mode.
+that: the members form two halves (even and odd identities) that share C, B and the answers, and are
+weighted and resampled each by itself. Where the halves end in different places
+(`energy_coefficient`), the weighted ensemble is given up for the tempered EnKG with its polish,
+from the prior on; the run says so in its remarks. It is blind where both lose the same mode.
 
 Twisted sequential Monte Carlo for diffusion models: Wu et al. 2023, arXiv 2306.17775; C and B of
 the ensemble in the place of gradients, and the Gaussian kernels, are enkg's own. The energy
@@ -39,14 +45,19 @@ import torch
 from torch import Tensor
 
 from enkg import random
-from enkg.arrays import rows
 from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Guidance, Info, State
 from enkg.guidance.conditional import axes_of, conditional_covariance, gain, sensitivity
 from enkg.guidance.enkg import EnKG
-from enkg.guidance.particles import effective_size, energy_coefficient, kernel, systematic
+from enkg.guidance.particles import (
+    effective_size,
+    energy_coefficient,
+    kernel,
+    largest_power,
+    systematic,
+)
 from enkg.guidance.polish import (
     AnnealedState,
     Polish,
@@ -61,25 +72,27 @@ from enkg.random import Stream
 from enkg.sample import start
 from enkg.schedule import karras
 
-START, END = 1.8, 0.12
+START, END = 1.8, 0.06
 """First and last weighted level over the largest standard deviation of the prior."""
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedState(AnnealedState):
-    """log_weight: of this rank's members, without the twisting function of the level to come,
-    (J_r,), float64. fallen: the step at which the tempered EnKG took over."""
+    """unseen: particles of this rank's members that are not x, (J_r, M - 1, *X). log_weight: of x
+    and of these, without the twisting function of the level to come, (J_r, M), float64. fallen: the
+    step at which the tempered EnKG took over."""
 
-    sharded: ClassVar[tuple[str, ...]] = ("x", "members", "log_weight")
+    sharded: ClassVar[tuple[str, ...]] = ("x", "members", "unseen", "log_weight")
 
+    unseen: Tensor = field(default_factory=lambda: torch.empty(0))
     log_weight: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     fallen: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """x: all members at the next level, (J, d); at the last one x_0. log_weight: (J,).
-    disagreement: of the two halves, before the last resampling; None before."""
+    """x: all particles at the next level, (J, M, d); at the last one x_0, (J, 1, d). log_weight:
+    (J, M) or (J, 1). disagreement: of the two halves, before the last resampling; None before."""
 
     x: Tensor
     log_weight: Tensor
@@ -95,14 +108,19 @@ class WeightedEnKG(Guidance):
     posterior_law: ClassVar[str | None] = "linear simulator and Gaussian prior, J to infinity"
     begins_at_prior: ClassVar[bool] = False
 
-    levels: int = 8
+    levels: int = 10
     """Number N of weighted levels."""
+    particles: int = 4
+    """Number M of particles a member, one of them simulated. Each costs a denoiser call a level."""
     sigma_start: float | None = None
     """First level, in prior units; None: 1.8 times the prior's largest standard deviation."""
     sigma_end: float | None = None
-    """Last weighted level; None: a fifteenth of the first."""
+    """Last weighted level; None: a thirtieth of the first."""
     effective: float = 0.5
-    """Resample where the effective size falls below this share of the members."""
+    """Resample where the effective size falls below this share of the particles."""
+    floor: float = 0.2
+    """Smallest effective size, as a share of the particles, that a resampling before the last level
+    may act on; it takes a power of the weights, the rest waits. 0 takes all at once."""
     polish: Polish = field(default_factory=Polish)
     """Levels after the weighted ones."""
     agreement: float = 1.0
@@ -115,10 +133,15 @@ class WeightedEnKG(Guidance):
         super().__post_init__()
         if self.members < 4:
             raise InputError(f"{self.members} members; two halves need at least 4")
-        if self.levels < 1 or not 0 <= self.effective <= 1 or not 0 < self.agreement <= 1:
+        if self.levels < 1 or self.particles < 1:
             raise InputError(
-                f"levels={self.levels}, effective={self.effective}, agreement={self.agreement}; "
-                "expected at least one level, a share between 0 and 1 and one above 0"
+                f"levels={self.levels}, particles={self.particles}; expected at least one of each"
+            )
+        shares = 0 <= self.effective <= 1 and 0 <= self.floor < 1 and 0 < self.agreement <= 1
+        if not shares:
+            raise InputError(
+                f"effective={self.effective}, floor={self.floor}, agreement={self.agreement}; "
+                "expected shares between 0 and 1, a floor below 1 and an agreement above 0"
             )
         check_levels(self.sigma_start, self.sigma_end)
 
@@ -130,13 +153,16 @@ class WeightedEnKG(Guidance):
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> WeightedState:
         members = self.own_members(prior, comm)
-        x0 = start(prior, 0.0, seed, members, like)
-        axes = axes_of(prior, seed, lambda: x0, comm)
-        state = WeightedState(x0, members, seed, comm=comm, axes=axes)
+        # A particle is to the random numbers what a member is, with an identity of its own.
+        named = [[j + k * self.members for j in members] for k in range(self.particles)]
+        x0 = [start(prior, 0.0, seed, each, like) for each in named]
+        axes = axes_of(prior, seed, lambda: x0[0], comm)
+        state = WeightedState(x0[0], members, seed, comm=comm, axes=axes)
         sigma = self.sigmas(state)[0]
-        noise = random.normal(prior.shape, seed, Stream.START, members, 1).to(x0)
-        weights = torch.zeros(len(members), dtype=torch.float64)
-        return replace(state, x=x0 + sigma * noise, sigma=sigma, log_weight=weights)
+        noise = [random.normal(prior.shape, seed, Stream.START, each, 1).to(like) for each in named]
+        x = torch.stack([a + sigma * n for a, n in zip(x0, noise, strict=True)], dim=1)
+        weights = torch.zeros(x.shape[:2], dtype=torch.float64)
+        return replace(state, x=x[:, 0], unseen=x[:, 1:], sigma=sigma, log_weight=weights)
 
     def sigmas(self, state: AnnealedState) -> list[float]:
         """The weighted levels."""
@@ -162,9 +188,13 @@ class WeightedEnKG(Guidance):
         self, state: WeightedState, prior: Prior, forward: Forward, observation: Observation
     ) -> tuple[State, Info]:
         assert state.axes is not None
-        denoised = prior.denoise(state.x, state.sigma)
-        y = forward(denoised)
-        whole = [rows(state.comm.rows(v)).double() for v in (state.x, denoised)]
+        particles = torch.cat([state.x[:, None], state.unseen.to(state.x)], dim=1)
+        denoised = [prior.denoise(each, state.sigma) for each in particles.unbind(1)]
+        y = forward(denoised[0])
+        whole = [
+            state.comm.rows(v).flatten(2).double()
+            for v in (particles, torch.stack(denoised, dim=1))
+        ]
         carried, everyone = state.comm.rows(state.log_weight), state.everyone
         found = once(
             state.comm, lambda: self._level(state, whole, y, carried, everyone, observation)
@@ -176,12 +206,15 @@ class WeightedEnKG(Guidance):
             power=0.0 if state.step else 1.0,
             beta=1.0,
             misfit=observation.misfit_per_datum(y[alive(y)]),
-            evaluated=((denoised, y),),
+            evaluated=((denoised[0], y),),
         )
-        x = state.own(found.x).reshape(state.x.shape).to(state.x)
+        moved = state.own(found.x)
+        moved = moved.reshape(*moved.shape[:2], *state.x.shape[1:]).to(state.x)
+        x = moved[:, 0].contiguous()
         after = replace(
             state,
             x=x,
+            unseen=moved[:, 1:].contiguous(),
             step=state.step + 1,
             beta=1.0,
             log_weight=state.own(found.log_weight),
@@ -203,33 +236,39 @@ class WeightedEnKG(Guidance):
         observation: Observation,
     ) -> _Level:
         assert state.axes is not None
-        (x, denoised), sigma, living = whole, state.sigma, alive(y)
-        axes = state.axes.to(x.device)
-        r = observation.residual(y)
-        c = conditional_covariance(x[living], denoised[living], sigma, axes)
-        model = sensitivity(denoised[living], -r[living], axes)
+        (x, denoised), sigma, count = (v.flatten(0, 1) for v in whole), state.sigma, self.particles
+        axes, living = state.axes.to(x.device), alive(y)
+        nearest = _nearest(denoised, living, count)
+        r, usable = observation.residual(y), living.repeat_interleave(count)
+        c = conditional_covariance(x[usable], denoised[usable], sigma, axes)
+        model = sensitivity(denoised[::count][living], -r[living], axes)
         k = gain(c, model)
+        r = r[nearest] - (denoised - denoised[::count][nearest]) @ model.matrix.T
         shift, twist = k(r), k.log_density(r)
-        log_weight = (carried.to(x) + twist).masked_fill(~living, -torch.inf)
+        log_weight = (carried.flatten().to(x) + twist).masked_fill(~usable, -torch.inf)
         last = state.step + 1 == self.levels
-        halves = _groups(everyone, living, 1 if self.agreement == 1 else 2)
+        halves = _groups(everyone, living, count, 1 if self.agreement == 1 else 2)
         guess = denoised + shift
-        disagreement = (
-            energy_coefficient(guess, log_weight, halves) if last and len(halves) == 2 else None
-        )
+        disagreement = energy_coefficient(guess, log_weight, halves) if last else None
         source = torch.arange(len(x), device=x.device)
+        left = log_weight.clone()
         for number, half in enumerate(halves):
+            weight, slots = log_weight[half], half[::count] if last else half
             enough = self.effective * len(half)
-            if len(half) and (last or effective_size(log_weight[half]) < enough):
+            if len(half) and (last or effective_size(weight) < enough):
+                power = 1.0 if last else largest_power(weight, self.floor * len(half))
                 offset = random.generators(state.seed, Stream.RESAMPLE, [number], state.step)
-                source[half] = half[systematic(log_weight[half], offset[0].random())]
-                log_weight[half] = 0.0
+                chosen = systematic(power * weight, offset[0].random(), len(slots))
+                source[slots] = half[chosen]
+                left[slots] = (1 - power) * weight[chosen]
         revived = survivors(state, everyone, living)
-        source, log_weight = source[revived], log_weight[revived]
+        source, left = (v.unflatten(0, (-1, count))[revived].flatten() for v in (source, left))
         if last:
-            return _Level(guess[source], torch.zeros_like(log_weight), disagreement)
+            return _Level(guess[source[::count]][:, None], 0 * carried[:, :1], disagreement)
         noise = [
-            random.normal(shape, state.seed, stream, everyone, state.step).to(x)
+            random.normal((count, *shape), state.seed, stream, everyone, state.step)
+            .flatten(0, 1)
+            .to(x)
             for shape, stream in (
                 (x.shape[1:], Stream.RENOISE),
                 (x.shape[1:], Stream.CONDITIONAL),
@@ -240,7 +279,8 @@ class WeightedEnKG(Guidance):
         moved, increment = kernel(
             x[source], denoised[source], shift[source], c, model.matrix, k, (sigma, to), noise
         )
-        return _Level(moved, log_weight - twist[source] + increment, None)
+        left = left - twist[source] + increment
+        return _Level(moved.unflatten(0, (-1, count)), left.unflatten(0, (-1, count)), None)
 
     def _fallen(self, state: WeightedState, prior: Prior, disagreement: float) -> WeightedState:
         """The first state of the tempered EnKG, in place of the weighted ensemble."""
@@ -258,7 +298,8 @@ class WeightedEnKG(Guidance):
             beta=0.0,
             axes=None,
             updated=0,
-            log_weight=torch.zeros(len(start.members), dtype=torch.float64),
+            unseen=start.x[:, None][:, :0],
+            log_weight=torch.zeros(len(start.members), 1, dtype=torch.float64),
             fallen=state.step,
             remarks=(*state.remarks, remark),
         )
@@ -281,14 +322,32 @@ class WeightedEnKG(Guidance):
         assert isinstance(state, WeightedState)
         if state.fallen is not None and state.step == state.fallen:
             return state  # the tempered EnKG begins with members that nobody has simulated
-        own = state.own(living).to(state.log_weight.device)
-        return replace(super().drop(state, living), log_weight=state.log_weight[own])  # type: ignore[call-arg]
+        own = state.own(living).cpu()
+        rest = {"unseen": state.unseen[own.to(state.unseen.device)]}
+        rest["log_weight"] = state.log_weight[own.to(state.log_weight.device)]
+        return replace(super().drop(state, living), **rest)  # type: ignore[call-arg]
 
 
-def _groups(everyone: tuple[int, ...], living: Tensor, count: int) -> list[Tensor]:
-    """Places of the living members whose identities are equal modulo count, in their order."""
-    places = sorted(living.cpu().nonzero()[:, 0].tolist(), key=lambda k: everyone[k])
+def _groups(everyone: tuple[int, ...], living: Tensor, count: int, groups: int) -> list[Tensor]:
+    """Places of the particles, `count` a member, of the living members whose identities are equal
+    modulo `groups`; in the order of identities."""
+    order = sorted(living.cpu().nonzero()[:, 0].tolist(), key=lambda place: everyone[place])
     return [
-        torch.tensor([k for k in places if everyone[k] % count == group], dtype=torch.long)
-        for group in range(count)
+        torch.tensor(
+            [k * count + i for k in order if everyone[k] % groups == group for i in range(count)],
+            dtype=torch.long,
+        )
+        for group in range(groups)
     ]
+
+
+def _nearest(denoised: Tensor, living: Tensor, count: int) -> Tensor:
+    """For each particle the living member whose simulated one is next to it, (J M,); for a
+    simulated one its own member."""
+    members = torch.arange(len(living), device=denoised.device)
+    if count == 1:
+        return members
+    seen = members[living.to(members.device)]
+    nearest = seen[torch.cdist(denoised, denoised[::count][seen]).argmin(dim=1)]
+    nearest[::count] = members
+    return nearest

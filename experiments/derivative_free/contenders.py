@@ -45,7 +45,7 @@ SIZED: dict[str, Callable[[int], Guidance]] = {
         members=calls // 8, updates=8, folds=8, polish=UNPOLISHED
     ),
     "enkg-polished": lambda calls: enkg.EnKG(members=calls // 13, updates=8),
-    "weighted": lambda calls: enkg.WeightedEnKG(members=calls // 13),
+    "weighted": lambda calls: enkg.WeightedEnKG(members=calls // 15),
     "daenk": lambda calls: enkg.DAEnK(members=calls // 15, levels=15),
     "split-gibbs": lambda calls: enkg.SplitGibbs(members=calls // enkg.SplitGibbs().sweeps),
     "slr": lambda calls: enkg.SLR(members=calls // 20, steps=20),

@@ -39,9 +39,6 @@ from typing import Any
 import numpy as np
 import torch
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import enkg
 from enkg import metrics
 from enkg.guidance import METHODS, Guidance

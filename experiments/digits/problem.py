@@ -26,6 +26,7 @@ import xarray as xr
 from numpy import ndarray
 
 import enkg
+from enkg.report import blank
 from experiments.digits.setting import Problem, Setting
 from experiments.references.digits import Reference, is_known, judged, reference
 from priors import digits
@@ -55,7 +56,7 @@ def experiment(
         prior=setting.prior,
         simulator=setting.simulator,
         observation=setting.observation,
-        guidance=enkg.EnKG(members=128),
+        guidance=enkg.WeightedEnKG(members=128),
         unknown=enkg.Field("image", dims=("row", "column"), colour_map="gray"),
         data=_data(problem),
         truth=setting.image,
@@ -102,13 +103,9 @@ def picture(problem: str, y: ndarray) -> ndarray:
 
 def plot(setting: Setting, members: ndarray, y: ndarray, exact: Reference, path: Path) -> None:
     """Truth and data, means and standard deviations, five members and five exact draws."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     std = members.std(axis=0, ddof=1)
     largest = float(max(std.max(), exact.std.max()))
-    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(12.5, 4.2)
     rows = figure.subplots(2, 8)
     known = [("truth", setting.image.numpy()), ("data", picture(setting.problem, y))]
     ways = [

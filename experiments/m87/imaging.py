@@ -80,7 +80,12 @@ def imaging(
     if prior == "mixture":
         chosen = enkg.Mixture.shrunken(gaussian, torch.from_numpy(basis.coefficients))
         guidance = enkg.EnKG(
-            members=members, deterministic=True, updates=8, sigma_start=2.0, sigma_end=0.02
+            members=members,
+            deterministic=True,
+            updates=8,
+            sigma_start=2.0,
+            sigma_end=0.02,
+            polish=enkg.Polish(8, 1.0, 0.1),
         )
     place = (pixels - 1) / 2 - np.arange(pixels)
     place = place * field_of_view / pixels

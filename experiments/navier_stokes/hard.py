@@ -42,6 +42,7 @@ def experiment(
         prior=stationary_field(samples / scale),
         simulator=measured.simulator,
         observation=measured.observation,
+        guidance=enkg.EnKG(),
         units=enkg.Affine(scale=scale),
         unknown=vorticity("vorticity", size),
         data=vorticity("final_vorticity", size, subsampling),

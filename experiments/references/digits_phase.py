@@ -23,9 +23,6 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import enkg
 from enkg import metrics
 from experiments.digits.setting import Setting

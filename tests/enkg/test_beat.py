@@ -92,6 +92,21 @@ def test_that_failures_are_told_by_cause(stopped):
     assert rows[place + 1 : place + 3] == [["by", "timeout", "│", "9"], ["by", "signal", "│", "3"]]
 
 
+def test_that_low_fidelity_calls_are_told_where_there_are_any(stopped):
+    assert "low-fidelity" not in shown(one(stopped))
+    life = Beat(stopped)
+    life.begin()
+    life.stepped(info(0, 0.1), ROW | {"low_calls": 4321})
+    life.end(State.STOPPED)
+    lines = [line.strip("│ ").split() for line in shown(one(stopped)).splitlines()]
+    assert ["low-fidelity", "calls", "│", "4,321"] in lines
+    file = stopped / PROGRESS
+    told = beat.load(file)
+    del told["low_calls"]  # as version 0.3 wrote it
+    file.write_text(json.dumps(told))
+    assert beat.load(file)["low_calls"] == 0
+
+
 def test_that_the_time_left_follows_the_share_that_this_process_has_done(tmp_path, monkeypatch):
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(beat.time, "monotonic", lambda: now.seconds)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import enkg
-from enkg import store
+from enkg import calibration_report, store
 from enkg.__main__ import main
 from enkg.calibrate import NUMBERS, calibrate
 from tests.enkg.kelvin import experiment as kelvin
@@ -22,7 +22,7 @@ from tests.enkg.problems import small_problem, values
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBLEM = small_problem()
-EXACT = enkg.SLR(members=48, draws=64)
+EXACT = enkg.SLR(members=48, steps=6, draws=64)
 PUBLISHED = enkg.EnKGPublished(members=32, levels=12, first_guided=2, last_guided=11)
 
 
@@ -35,6 +35,15 @@ def small(**changes) -> enkg.Experiment:
         "double": True,
     }
     return enkg.Experiment(**{**fields, **changes})
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures take longer than the small runs here."""
+    monkeypatch.setattr(calibration_report, "figures", lambda found, folder: [])
+
+
+quick = pytest.mark.usefixtures("undrawn")
 
 
 class Count:
@@ -71,6 +80,7 @@ def test_that_an_exact_method_is_calibrated(tmp_path):
         assert (tmp_path / "figures" / name).read_bytes()[:4] == b"\x89PNG"
 
 
+@quick
 def test_that_a_collapsed_ensemble_is_caught(tmp_path):
     found = calibrate(small(guidance=PUBLISHED), 6, tmp_path)
     assert not found.calibrated
@@ -80,6 +90,7 @@ def test_that_a_collapsed_ensemble_is_caught(tmp_path):
     assert found.numbers["trusted"] == 0
 
 
+@quick
 def test_that_truths_are_prior_samples_with_data_of_their_own(tmp_path):
     calibrate(small(), 3, tmp_path)
     trees = [enkg.open(tmp_path / f"truth-00{n}") for n in range(3)]
@@ -97,6 +108,7 @@ def test_that_truths_are_prior_samples_with_data_of_their_own(tmp_path):
     assert other["relative_error"] != calibrate(small(), 2, tmp_path).numbers["relative_error"]
 
 
+@quick
 def test_that_units_masks_and_the_instrument_are_those_of_the_experiment(tmp_path):
     mask = torch.tensor([True, True, False, True])
     seen = enkg.Observation(torch.ones(4), std=5.0, mask=mask)
@@ -115,6 +127,7 @@ def test_that_units_masks_and_the_instrument_are_those_of_the_experiment(tmp_pat
     assert found.numbers["elements"] == 16
 
 
+@quick
 def test_that_finished_truths_are_not_done_again_and_more_can_be_asked(tmp_path):
     once, whole = Count(), Count()
     calibrate(small(simulator=once), 2, tmp_path / "grown")
@@ -128,6 +141,7 @@ def test_that_finished_truths_are_not_done_again_and_more_can_be_asked(tmp_path)
     assert names[0].read_bytes() == names[1].read_bytes()
 
 
+@quick
 def test_that_an_interrupted_calibration_ends_as_one_that_was_not(tmp_path):
     method = enkg.ESMDA(members=32)
     whole = calibrate(small(guidance=method, simulator=Count()), 2, tmp_path / "whole")
@@ -146,6 +160,7 @@ def test_that_an_interrupted_calibration_ends_as_one_that_was_not(tmp_path):
     assert counted.calls == whole.numbers["calls"] + 2
 
 
+@quick
 def test_that_a_truth_without_data_is_replaced(tmp_path):
     failing = Count(fails=True)
     policy = enkg.FailurePolicy(minimum_success=0.1)
@@ -155,6 +170,7 @@ def test_that_a_truth_without_data_is_replaced(tmp_path):
         assert truth[0] <= float(PROBLEM.mean[0])
 
 
+@quick
 def test_that_a_prior_without_draws_is_flowed(tmp_path):
     plain = PROBLEM.one_component
 
@@ -169,6 +185,7 @@ def test_that_a_prior_without_draws_is_flowed(tmp_path):
     assert np.isfinite(found.numbers["crps"]["mean"])
 
 
+@quick
 def test_that_nothing_else_is_touched(tmp_path):
     with pytest.raises(enkg.InputError, match="at least 2"):
         calibrate(small(), 1, tmp_path / "one")
@@ -236,6 +253,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@quick
 def test_that_the_command_prints_tables_and_one_sentence(here, capsys):
     words = ["calibrate", "e.py", "--truths", "3", "--std", "0.4", "--guidance.members", "48"]
     assert main([*words, "--seed", "2"]) == 0
@@ -247,6 +265,13 @@ def test_that_the_command_prints_tables_and_one_sentence(here, capsys):
     record = store.recorded(here / "runs/e-calibration/synthetic")
     assert record["arguments"] == ["--std", "0.4", "--guidance.members", "48", "--seed", "2"]
     assert record["source"] == "e.py"
+    assert main(["show", "runs/e-calibration"]) == 0
+    again = capsys.readouterr().out
+    assert again.strip()
+    assert again in out
+    Path("runs/e-calibration", NUMBERS).unlink()
+    assert main(["show", "runs/e-calibration"]) == 1
+    assert "runs/e-calibration is not finished" in capsys.readouterr().err
     assert main(["calibrate", "e.py", "--truths", "1"]) == 1
     assert "at least 2" in capsys.readouterr().err
     assert main([*words, "--out", "b", "--guidance", "enkg"]) == 0

@@ -76,6 +76,15 @@ def test_that_the_size_of_a_batch_does_not_matter():
     torch.testing.assert_close(one, all_at_once, rtol=1e-9, atol=1e-9)
 
 
+def test_that_a_step_does_not_hold_all_its_candidates():
+    method = DPG(members=3, levels=2, candidates=50, rows_at_once=30)
+    _, infos = follow(method, PROBLEM.gaussian, PROBLEM.forward, PROBLEM.observation)
+    for info in infos:
+        for held, each in zip(info.evaluated[0], (6, 3), strict=True):
+            assert held.shape == (3, each)
+            assert held.untyped_storage().nbytes() == 3 * each * 8
+
+
 def test_that_equal_losses_give_no_direction():
     def same(y: Tensor) -> Tensor:
         return torch.full_like(y, 0.3)
@@ -192,7 +201,10 @@ def test_that_a_prior_without_derivatives_is_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"candidates": 1}, {"momentum": 1.0}, {"guidance_scale": 0.0}, {"smallest_radius": 0.0}],
+    [
+        *({"candidates": 1}, {"momentum": 1.0}, {"guidance_scale": 0.0}, {"smallest_radius": 0.0}),
+        *({"form": "norm"}, {"rows_at_once": 0}, {"levels": 0}),
+    ],
 )
 def test_that_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):

@@ -188,6 +188,15 @@ def test_that_one_bad_chain_leaves_the_others_alone(kind):
     assert (part[-1].x[2] - whole[-1].x[2]).norm() > 1e-3
 
 
+def test_that_a_step_does_not_hold_all_its_candidates():
+    method = GSG(members=3, levels=2, queries=50, rows_at_once=30)
+    _, infos = follow(method, PROBLEM.gaussian, PROBLEM.forward, PROBLEM.observation)
+    for info in infos:
+        for held, each in zip(info.evaluated[0], (6, 3), strict=True):
+            assert held.shape == (3, each)
+            assert held.untyped_storage().nbytes() == 3 * each * 8
+
+
 def test_that_nothing_usable_means_the_unguided_step():
     method = GSG(members=4, levels=5, queries=2)
     prior = PROBLEM.gaussian
@@ -232,7 +241,11 @@ def test_that_a_prior_without_derivatives_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"queries": 0}, {"smoothing": 0.0}, {"rows_at_once": 0}, {"levels": 0}]
+    "wrong",
+    [
+        *({"queries": 0}, {"smoothing": 0.0}, {"rows_at_once": 0}, {"levels": 0}),
+        *({"form": "published"}, {"kind": "both"}, {"directions": "x"}, {"schedule": "vp"}),
+    ],
 )
 def test_that_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):

@@ -290,6 +290,10 @@ def test_that_list_names_methods_and_what_the_project_holds(here, capsys):
     out = capsys.readouterr().out
     for name in enkg.METHODS:
         assert name in out
+    told = " ".join(out.replace("│", " ").split())
+    assert "es-mda-16 es-mda with updates=16" in told
+    assert "eki-published EKI as published" in told
+    assert told.count("ES-MDA: ensemble smoother") == 1  # presets do not say it again
     for text in ("mine.py", "Four numbers", "rings.py", "Rings of light", "A shallow ocean"):
         assert text in out
     assert "helper.py" not in out

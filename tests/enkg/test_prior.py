@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import enkg
-from enkg.prior import Drawable, Flowing
+from enkg.errors import MissingCapability
+from enkg.prior import Drawable, Flowing, vjp
 from enkg.sample import heun, score
 from enkg.schedule import karras
 from tests.enkg.problems import DOUBLE, normal
@@ -252,8 +253,8 @@ def test_that_the_closed_jacobian_is_that_of_autograd(kind):
         denoise = staticmethod(prior.denoise)
 
     x, v = normal(4, 5, seed=5), normal(4, 5, seed=6)
-    expected = enkg.prior.vjp(Plain(), x, 0.6, v)
-    torch.testing.assert_close(enkg.prior.vjp(prior, x, 0.6, v), expected, rtol=1e-9, atol=1e-9)
+    expected = vjp(Plain(), x, 0.6, v)
+    torch.testing.assert_close(vjp(prior, x, 0.6, v), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_that_a_denoiser_without_gradients_is_refused_with_a_sentence():
@@ -263,5 +264,5 @@ def test_that_a_denoiser_without_gradients_is_refused_with_a_sentence():
         def denoise(self, x, sigma):
             return torch.from_numpy(x.detach().numpy() / 2)
 
-    with pytest.raises(enkg.errors.MissingCapability, match="vjp"):
-        enkg.prior.vjp(NumPy(), normal(2, 5), 1.0, normal(2, 5))
+    with pytest.raises(MissingCapability, match="vjp"):
+        vjp(NumPy(), normal(2, 5), 1.0, normal(2, 5))

@@ -1,6 +1,7 @@
 """What people see in the terminal: the numbers of a run, and its progress."""
 
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -83,6 +84,13 @@ def test_that_the_diagnostics_are_shown_with_their_bounds():
     assert "distance" not in shown(diagnostics=unknown, tempering={"beta": []})
 
 
+def test_that_low_fidelity_calls_are_shown_where_there_are_any():
+    lines = " ".join(shown(low_calls=1280, call_equivalents=208.125).split())
+    assert "low-fidelity calls │ 1,280" in lines
+    assert "call equivalents │ 208.125" in lines
+    assert "low-fidelity" not in shown()
+
+
 def test_that_the_verdict_comes_last_and_in_full():
     assert shown().rstrip().splitlines()[-1] == "not trusted: the misfit [of all] is 9.00"
     trusted = shown(trusted=True).rstrip().splitlines()[-1]
@@ -106,6 +114,21 @@ def test_that_every_update_has_its_line(interactive):
     assert calls == [str(MEMBERS), str(2 * MEMBERS), str(3 * MEMBERS)]
     assert "4 data, at most 120 guided simulator calls" in text(console)
     assert ("inversion" in text(console)) == interactive  # a bar only where somebody watches
+
+
+def test_that_a_low_fidelity_simulator_has_a_column():
+    console = terminal()
+    plain = experiment()
+    cheap = enkg.Low(plain.simulator, cost=0.1)
+    guidance = enkg.SLR(members=8, steps=4, pairs=4, paired_steps=2, draws=8)
+    enkg.run(replace(plain, low=cheap, guidance=guidance), observer=Watch(console))
+    out = text(console)
+    assert "guided simulator calls, low-fidelity ones included" in out
+    (head,) = [line for line in out.splitlines() if line.endswith("seconds     low")]
+    assert len(head) < 80
+    lines = [line.split() for line in out.splitlines()]
+    seen = [(words[5], words[8]) for words in lines if len(words) == 9 and words[0].isdigit()]
+    assert seen == [("0", "8"), ("0", "16"), ("4", "24"), ("8", "32")]
 
 
 def test_that_the_bar_stops_when_a_run_fails():

@@ -239,6 +239,7 @@ def test_that_an_euler_maruyama_step_is_the_published_one():
         {"threshold": -0.1},
         {"select": "best"},
         {"sampler": "heun"},
+        {"schedule": "vp"},
         {"members": 1},
         {"sigma_max": 0.001},
     ],

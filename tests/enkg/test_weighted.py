@@ -11,7 +11,13 @@ import enkg
 from enkg import EnKG
 from enkg.guidance import Polish, WeightedEnKG, weighted
 from enkg.guidance.conditional import Sensitivity, Symmetric, gain
-from enkg.guidance.particles import effective_size, energy_coefficient, kernel, systematic
+from enkg.guidance.particles import (
+    effective_size,
+    energy_coefficient,
+    kernel,
+    largest_power,
+    systematic,
+)
 from enkg.guidance.weighted import WeightedState
 from tests.enkg.problems import follow, normal, small_problem, whitened
 
@@ -33,10 +39,10 @@ def exact_twist(state: WeightedState) -> Tensor:
 
 def test_that_weights_stay_what_they_are_for_a_gaussian_prior_and_a_linear_simulator():
     # The twisting function and the kernels are exact there, so no level changes the weights.
-    method = WeightedEnKG(members=500, levels=3, effective=0.0)
+    method = WeightedEnKG(members=500, levels=3, effective=0.0, particles=1)
     states, _ = follow(method, PROBLEM.gaussian, PROBLEM.forward, OBSERVATION)
     first, *others = [
-        state.log_weight + exact_twist(state)
+        state.log_weight[:, 0] + exact_twist(state)
         for state in states[:3]
         if isinstance(state, WeightedState)
     ]
@@ -49,9 +55,9 @@ def test_that_the_kernel_and_its_density_are_the_gaussians_they_should_be():
     model = Sensitivity(PROBLEM.matrix, 0.3 * normal(50, 3, seed=2))
     k, levels, j = gain(c, model), (1.3, 0.8), 20_000
     x, denoised, r = normal(1, 6, seed=3), normal(1, 6, seed=4), normal(1, 3, seed=5)
-    many = [v.expand(j, -1) for v in (x, denoised, k(r))]
+    xs, ds, us = (v.expand(j, -1) for v in (x, denoised, k(r)))
     noise = [normal(j, 6, seed=6), normal(j, 6, seed=7), normal(j, 3, seed=8)]
-    moved, increment = kernel(*many, c, model.matrix, k, levels, noise)
+    moved, increment = kernel(xs, ds, us, c, model.matrix, k, levels, noise)
 
     a = 1 - (0.8 / 1.3) ** 2
     eye = torch.eye(6, dtype=torch.float64)
@@ -79,6 +85,106 @@ def test_that_resampling_keeps_every_expectation():
     torch.testing.assert_close(counts.double().mean(0), share, rtol=0, atol=0.01)
     everyone = systematic(torch.zeros(7).double(), 0.3)
     assert everyone.tolist() == list(range(7))
+    assert systematic(torch.tensor([0.0, -1e9, 0.0]).double(), 0.3, 4).tolist() == [0, 0, 2, 2]
+
+
+def test_that_the_largest_power_leaves_enough_members():
+    weight = 30 * normal(100, seed=1)
+    power = largest_power(weight, 20.0)
+    assert effective_size(power * weight) >= 20 > effective_size(power / 0.8 * weight)
+    assert largest_power(torch.zeros(9).double(), 8.0) == 1
+
+
+def test_that_a_floor_delays_weights_and_loses_none(monkeypatch):
+    # The power that a resampling takes and what it leaves to a member add up to the whole weight.
+    taken, before = [], []
+    original, twisted = weighted.systematic, weighted.kernel
+
+    def draw(log_weight: Tensor, *rest):
+        chosen = original(log_weight, *rest)
+        taken.append((log_weight, chosen))
+        return chosen
+
+    def moved(*arguments):
+        x, increment = twisted(*arguments)
+        return x, torch.zeros_like(increment)
+
+    def power(log_weight: Tensor, least: float) -> float:
+        before.append(log_weight)
+        return largest_power(log_weight, least)
+
+    monkeypatch.setattr(weighted, "systematic", draw)
+    monkeypatch.setattr(weighted, "kernel", moved)
+    monkeypatch.setattr(weighted, "largest_power", power)
+    method = WeightedEnKG(members=60, levels=2, particles=1, effective=1.0, floor=0.9)
+    states, _ = follow(method, PROBLEM.gaussian, PROBLEM.forward, OBSERVATION)
+    state = states[1]
+    assert isinstance(state, WeightedState)
+    (part, chosen), whole = taken[0], before[0]
+    assert effective_size(whole) < 0.9 * 60 <= effective_size(part)
+    left = whole[chosen] - part[chosen]
+    torch.testing.assert_close(state.log_weight[:, 0], left - whole[chosen])
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_that_unseen_particles_get_the_answers_of_a_linear_simulator(particles, monkeypatch):
+    # The innovations that are weighted are those of D itself, for every particle.
+    asked = []
+    original = weighted.kernel
+
+    def spy(x, denoised, shift, c, b, k, *rest):
+        r = OBSERVATION.residual(PROBLEM.forward(denoised))
+        asked.append((shift, k(r)))
+        return original(x, denoised, shift, c, b, k, *rest)
+
+    monkeypatch.setattr(weighted, "kernel", spy)
+    method = WeightedEnKG(members=80, levels=3, particles=particles, polish=Polish(1))
+    follow(method, PROBLEM.gaussian, PROBLEM.forward, OBSERVATION)
+    assert len(asked) == 2
+    for found, exact in asked:
+        assert len(found) == 80 * particles
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-3)
+
+
+def test_that_particles_cost_denoiser_calls_alone_and_are_all_different():
+    calls = []
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return PROBLEM.forward(x)
+
+    method = WeightedEnKG(members=20, levels=3, particles=5, polish=Polish(2))
+    state = method.init(PROBLEM.gaussian, 0, torch.zeros(1).double())
+    first = torch.cat([state.x[:, None], state.unseen], dim=1).flatten(0, 1)
+    assert first.shape == (100, 6)
+    assert len(first.unique(dim=0)) == 100
+    states, infos = follow(method, PROBLEM.gaussian, forward, OBSERVATION)
+    assert calls == [20] * 5
+    assert len(infos) == method.sweeps
+    assert states[-1].x.shape == (20, 6)
+
+
+def test_that_a_failed_member_takes_its_particles_with_it():
+    # Its answer is asked for by nobody: the other particles look to the nearest survivor.
+    denoised = torch.tensor([[0.0], [0.9], [1.0], [2.1], [2.0], [0.1]]).double()
+    living = torch.tensor([True, False, True])
+    assert weighted._nearest(denoised, living, 2).tolist() == [0, 0, 1, 2, 2, 0]
+    assert [g.tolist() for g in weighted._groups((4, 7, 2), living, 2, 1)] == [[4, 5, 0, 1]]
+    assert weighted._nearest(denoised[::2], living, 1).tolist() == [0, 1, 2]
+
+
+def test_that_particles_next_to_a_failed_member_have_no_weight():
+    # The simulator fails for x_1 > 0: nobody may end there, however few can tell.
+    def half(x: Tensor) -> Tensor:
+        y = PROBLEM.forward(x)
+        y[x[:, 0] > 0] = torch.nan
+        return y
+
+    method = WeightedEnKG(members=60, levels=6, particles=4, polish=Polish(0))
+    states, infos = follow(method, PROBLEM.gaussian, half, OBSERVATION)
+    assert states[-1].x.isfinite().all()
+    failed = [float(info.evaluated[0][1].isnan().any(dim=1).double().mean()) for info in infos]
+    assert failed[-1] < 0.3 * failed[0]
 
 
 def test_that_the_effective_size_counts_members():
@@ -156,6 +262,7 @@ def test_that_halves_that_agree_are_polished():
     method, states, infos = run(1.0)
     assert len(infos) == 3 + 2 == method.sweeps
     assert states[-1].remarks == ()
+    assert isinstance(states[-1], WeightedState)
     assert states[-1].fallen is None
 
 
@@ -175,6 +282,8 @@ def test_that_few_survivors_are_enough():
         {"members": 3},
         {"levels": 0},
         {"effective": 2.0},
+        {"particles": 0},
+        {"floor": 1.0},
         {"agreement": 0.0},
         {"sigma_start": -1.0},
         {"sigma_end": 0.0},
