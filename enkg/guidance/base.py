@@ -78,7 +78,8 @@ class Info:
     """What one step did, for people and for the record.
 
     evaluated: pairs (clean ensemble of this rank, simulated data of all members) of this step, in
-    order, one for each sweep over the members; empty for a step without simulator calls. misfit:
+    order, one for each sweep over the members, or the first alone where a step asks for many
+    candidates; empty for a step without simulator calls. misfit:
     |whitened residual|^2 / m averaged over the living members, of the last sweep. power: likelihood
     power used. progress: estimated share of the run that is done.
     """

@@ -85,7 +85,7 @@ def imaging(
             updates=8,
             sigma_start=2.0,
             sigma_end=0.02,
-            polish=enkg.Polish(8, 1.0, 0.1),
+            polish=enkg.Polish(0),
         )
     place = (pixels - 1) / 2 - np.arange(pixels)
     place = place * field_of_view / pixels
