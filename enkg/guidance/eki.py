@@ -56,7 +56,7 @@ from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive, anomalies
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Guidance, Info, State, mixed
-from enkg.guidance.enkg_published import normalised_step
+from enkg.guidance.enkg_published import check_steps, normalised_step
 from enkg.guidance.kalman import Weights, deterministic_weights
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -185,11 +185,7 @@ class EKIPublished(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.updates < 1 or not self.step_size > 0:
-            raise InputError(
-                f"{self.updates} updates of length {self.step_size}; expected at least one and a "
-                "positive length"
-            )
+        check_steps(self.updates, self.step_size)
 
     @property
     def sweeps(self) -> int:

@@ -77,11 +77,7 @@ class EnKGPublished(Guidance):
                 f"guided levels {self.first_guided} to {self.last_guided} do not lie among the "
                 f"{self.levels} levels 0 to {self.levels - 1}"
             )
-        if self.updates < 1 or not self.step_size > 0:
-            raise InputError(
-                f"{self.updates} updates of length {self.step_size}; expected at least one and a "
-                "positive length"
-            )
+        check_steps(self.updates, self.step_size)
 
     @property
     def sweeps(self) -> int:
@@ -127,6 +123,14 @@ class EnKGPublished(Guidance):
     def _clean_grid(self, level: int, sigma: float) -> list[float]:
         steps = min(1 + (self.levels - level) // self.flow_every, self.flow_most)
         return [*karras(steps, sigma, self.sigma_min).tolist(), 0.0]
+
+
+def check_steps(updates: int, step_size: float) -> None:
+    """Raises InputError where no step of a positive length would be made."""
+    if updates < 1 or not step_size > 0:
+        raise InputError(
+            f"{updates} updates of length {step_size}; expected at least one and a positive length"
+        )
 
 
 def normalised_step(
