@@ -216,7 +216,7 @@ def _drawn(experiment: Experiment, number: int) -> tuple[Tensor, Tensor, int]:
                     error.add_note(f"{ATTEMPTS} prior samples in a row could not be truths")
                     raise
                 continue
-            truth = experiment.units.to_simulator(x)[0].cpu()
+            truth = experiment.physical(x)[0].cpu()
             return truth, experiment.observation.perturb(clean, of_noise), own
     raise AssertionError
 
@@ -234,7 +234,7 @@ def _written(experiment: Experiment, scores: Sequence[Score], folder: Path) -> d
         "method": type(experiment.guidance).__name__,
         "members": experiment.guidance.members,
         "seed": experiment.seed,
-        **calibration(scores, int(np.prod(experiment.prior.shape))),
+        **calibration(scores, int(np.prod(experiment.shape))),
     }
     found = store.plain(found)
     calibration_report.figures(found, folder / store.FIGURES)

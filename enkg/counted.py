@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from enkg.errors import InputError
+from enkg.latent import Decoding, Encoding, decode_vjp
 from enkg.machine import threads
 from enkg.prior import Drawable, Flowing, Prior, White, vjp
 
@@ -55,8 +56,9 @@ class Counted:
         if not len(x):
             return x
         self.vjps += len(x)
-        pair = torch.stack([x, v.to(x)], dim=1)
-        return self._chunked(pair, lambda part: vjp(self.inner, part[:, 0], sigma, part[:, 1]))
+        v = v.to(x)
+        places = torch.arange(len(x), device=x.device)
+        return self._chunked(places, lambda part: vjp(self.inner, x[part], sigma, v[part]))
 
     def _chunked(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         done: list[Tensor] = []
@@ -112,9 +114,35 @@ class _IsWhite(Counted):
         return self._chunked(z, self.inner.from_white)
 
 
+class _Decodes(Counted):
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        return self.inner.decoded_shape
+
+    def decode(self, z: Tensor) -> Tensor:
+        if not len(z):
+            return z.new_empty(0, *self.decoded_shape)
+        return self._chunked(z, self.inner.decode)
+
+    def decode_vjp(self, z: Tensor, v: Tensor) -> Tensor:
+        """See `enkg.latent.decode_vjp`."""
+        places = torch.arange(len(z), device=z.device)
+        if not len(z):
+            return z
+        return self._chunked(places, lambda part: decode_vjp(self.inner, z[part], v[part]))
+
+
+class _Encodes(Counted):
+    def encode(self, x: Tensor) -> Tensor:
+        if not len(x):
+            return x.new_empty(0, *self.shape)
+        return self._chunked(x, self.inner.encode)
+
+
 def counted(prior: Prior, chunk: int | None, device: torch.device, cores: int) -> Counted:
     """The same prior, with just the abilities that it has."""
     abilities = {Drawable: _Draws, Flowing: _Flows, White: _IsWhite}
+    abilities |= {Decoding: _Decodes, Encoding: _Encodes}
     able = tuple(kind for ability, kind in abilities.items() if isinstance(prior, ability))
     default = ON_CPU if device.type == "cpu" else ON_GPU
     return type("Counted", (*able, Counted), {})(prior, chunk or default, cores)

@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
 from numpy import ndarray
+from torch import Tensor
 
 from enkg.arrays import tensor
+from enkg.counted import counted
 from enkg.errors import InputError
 from enkg.failure import FailurePolicy
 from enkg.field import Field, check_names
 from enkg.guidance import Guidance, suited
+from enkg.latent import Decoding
 from enkg.low import Low
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -94,14 +98,27 @@ class Experiment:
             raise InputError(f"chunk is {self.chunk}; expected at least one member, or None")
         if self.predict is not None and self.predict < 1:
             raise InputError(f"predict is {self.predict}; expected at least one member, or None")
-        check_names(self.unknown, self.prior.shape, self.data, self.observation.y.shape)
+        check_names(self.unknown, self.shape, self.data, self.observation.y.shape)
         if self.truth is not None:
             truth = tensor(self.truth)
-            if tuple(truth.shape) != tuple(self.prior.shape):
-                raise InputError(
-                    f"the truth has shape {tuple(truth.shape)}, the prior {self.prior.shape}"
-                )
+            if tuple(truth.shape) != self.shape:
+                raise InputError(f"the truth has shape {tuple(truth.shape)}, a member {self.shape}")
             object.__setattr__(self, "truth", truth)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape X of a member as the simulator sees it: a latent one is decoded."""
+        prior = self.prior
+        return tuple(prior.decoded_shape if isinstance(prior, Decoding) else prior.shape)
+
+    def physical(self, x: Tensor, first: int = 0) -> Tensor:
+        """Members of the prior, (J, ...), as the simulator sees them, (J, *X): decoded, and in its
+        units. first: the place of the first among all."""
+        if isinstance(self.prior, Decoding):
+            prior = counted(self.prior, self.chunk, x.device, torch.get_num_threads())
+            prior.first = first
+            x = prior.decode(x)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.units.to_simulator(x)
 
     @property
     def predicted(self) -> int:

@@ -23,6 +23,7 @@ from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure
 from enkg.ledger import Ledger
 from enkg.machine import threads
+from enkg.operator import Operator
 from enkg.simulator import Evaluator, Judging, Progress, Result
 
 log = logging.getLogger("enkg")
@@ -86,6 +87,9 @@ class Forward:
     their sweeps together.
     """
 
+    cheap = False
+    decoded = False
+
     def __init__(
         self,
         experiment: Experiment,
@@ -98,9 +102,12 @@ class Forward:
         self.experiment, self.evaluator, self.progress = experiment, evaluator, progress
         self.comm, self.ledger = comm, ledger
         self.count = Count()
-        self.low: _LowForward | None = None
+        self.low: _Beside | None = None
+        self._pixel: _Beside | None = None
+        self.operator = Operator(self)
         if low is not None:
-            self.low = _LowForward(_with_low(experiment), low, progress, comm)
+            self.low = _Beside(_with_low(experiment), low, progress, comm)
+            self.low.cheap = True
         self.go_on(self.count, ledger)
         self.batch = 0
         """Number of the sweep now simulated, from 0."""
@@ -111,13 +118,31 @@ class Forward:
     def go_on(self, count: Count, ledger: Ledger | None) -> None:
         """From what has been spent, with the answers that are there."""
         self.count, self.ledger = count, ledger
-        if self.low is not None:
-            self.low.go_on(count, ledger)
+        for other in (self.low, self._pixel):
+            if other is not None:
+                other.go_on(count, ledger)
 
     @property
     def latest(self) -> int:
         """Number of the last sweep that was begun, of either simulator."""
-        return max(self.batch, self.low.batch if self.low is not None else 0)
+        others = [f.batch for f in (self.low, self._pixel) if f is not None]
+        return max(self.batch, *others, 0)
+
+    @property
+    def pixel(self) -> "Forward":
+        """The same for members that are decoded already."""
+        if self._pixel is None:
+            self._pixel = _Beside(self.experiment, self.evaluator, self.progress, self.comm)
+            self._pixel.decoded = True
+            self._pixel.go_on(self.count, self.ledger)
+        return self._pixel
+
+    def aside(self, x0: Tensor) -> Tensor:
+        """Data of decoded members, (J, *X) to (J, *Y), which are neither counted nor kept."""
+        x = _given(self.experiment.units.to_simulator(x0))
+        with threads(self.cores):
+            y = self._observed(self.evaluator.evaluate(x).y, [None] * len(x))
+        return torch.from_numpy(y)
 
     def __call__(self, x0: Tensor) -> Tensor:
         self.batch = self.count.batches
@@ -130,7 +155,7 @@ class Forward:
         y = self.comm.rows(torch.from_numpy(own.y)).numpy()
         failures = once(self.comm, lambda: self._judged(y, [f for o in others for f in o.failures]))
         calls, seconds = sum(o.calls for o in others), max(o.seconds for o in others)
-        self.count.add(failures, calls, seconds, isinstance(self, _LowForward))
+        self.count.add(failures, calls, seconds, self.cheap)
         once(self.comm, lambda: self._report(failures))
         dead = [failure is not None for failure in failures]
         y = np.where(self._mask | np.isfinite(y), y, 0.0).astype(y.dtype)
@@ -153,16 +178,15 @@ class Forward:
 
     def simulate(self, x0: Tensor, first: int = 0) -> tuple[ndarray, list[Failure | None], int]:
         """Answers of this rank's members, why some have none, and the calls that were paid for."""
-        x = self.experiment.units.to_simulator(x0)
+        experiment = self.experiment
+        x = experiment.units.to_simulator(x0) if self.decoded else experiment.physical(x0, first)
         wild = int((~rows(x).isfinite().all(dim=1)).sum())
         if wild:
             raise EnsembleFailure(
                 f"{wild} of {len(x)} members hold NaN or infinity before the simulator sees them: "
                 "the prior's denoiser or the units gave them"
             )
-        given = x.detach().cpu().numpy()
-        given.setflags(write=False)
-        result = self._evaluated(given, first)
+        result = self._evaluated(_given(x), first)
         if len(result.y) != len(x) or len(result.failures) != len(x):
             raise InputError(
                 f"{type(self.evaluator).__name__} was given {len(x)} members and returned "
@@ -255,8 +279,14 @@ class Forward:
             )
 
 
-class _LowForward(Forward):
-    """The same of the low-fidelity simulator."""
+class _Beside(Forward):
+    """Of the low-fidelity simulator, or of members that are decoded already."""
+
+
+def _given(x: Tensor) -> ndarray:
+    given = x.detach().cpu().numpy()
+    given.setflags(write=False)
+    return given
 
 
 def _with_low(experiment: Experiment) -> Experiment:

@@ -30,14 +30,15 @@ SHARE = 0.02
 class Standing:
     """Where a run stands: all that its results are made of.
 
-    denoiser_calls, denoiser_vjps: of all ranks. rows: the trace so far. first: the first clean
-    ensemble of this rank, and the data of all. seconds: of the run's earlier lives.
+    denoiser_calls, denoiser_vjps, vjps: of all ranks. rows: the trace so far. first: the first
+    clean ensemble of this rank, and the data of all. seconds: of the run's earlier lives.
     """
 
     state: State
     count: Count
     denoiser_calls: int = 0
     denoiser_vjps: int = 0
+    vjps: int = 0
     rows: tuple[dict[str, float], ...] = ()
     first: tuple[Tensor, Tensor] | None = None
     seconds: float = 0.0
@@ -74,6 +75,7 @@ class Journal:
                 Count.from_mapping(ours["count"]),
                 ours["denoiser_calls"],
                 ours["denoiser_vjps"],
+                ours.get("vjps", 0),  # version 0.4 had none
                 tuple(ours["rows"]),
                 (x0, y),
                 ours["seconds"],
@@ -96,6 +98,7 @@ class Journal:
             "count": standing.count.as_mapping(),
             "denoiser_calls": standing.denoiser_calls,
             "denoiser_vjps": standing.denoiser_vjps,
+            "vjps": standing.vjps,
             "rows": list(standing.rows),
             "seconds": standing.seconds,
         }

@@ -2,17 +2,17 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from enkg import ensemble
+from enkg import abilities, ensemble
 from enkg.beat import Beat
 from enkg.comm import Comm, by_unknown, together
 from enkg.counted import Counted, counted
-from enkg.errors import EnsembleFailure
+from enkg.errors import EnsembleFailure, MissingCapability
 from enkg.experiment import Experiment
 from enkg.forward import Forward
 from enkg.guidance import Guidance, Info, State
@@ -23,6 +23,20 @@ from enkg.sample import start
 from enkg.simulator import Evaluator
 
 log = logging.getLogger("enkg")
+
+
+def able(experiment: Experiment) -> None:
+    """Raises MissingCapability where the simulator lacks what the method needs."""
+    guidance = experiment.guidance
+    if not guidance.needs:
+        return
+    if experiment.observe is not None:
+        raise MissingCapability(
+            type(guidance).__name__,
+            abilities.CALLED[guidance.needs[0]],
+            "an experiment with observe= has none: let the simulator give the data themselves",
+        )
+    abilities.require(experiment.simulator, guidance.needs, type(guidance).__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +73,11 @@ def guided(
         with threads(1):
             standing = journal.restore(guidance.state, like)
             if standing is None:
-                state = guidance.init(prior, experiment.seed, like, comm)
-                standing = Standing(state, forward.count)
+                standing = Standing(_begun(experiment, prior, like, comm), forward.count)
             else:
                 prior.calls = standing.denoiser_calls if comm.rank == 0 else 0  # of all ranks
                 prior.vjps = standing.denoiser_vjps if comm.rank == 0 else 0
+                forward.operator.vjps = standing.vjps if comm.rank == 0 else 0
                 observer.counts = standing.count
                 log.info("going on after step %d", standing.state.step)
                 prior.first = standing.state.first
@@ -75,7 +89,7 @@ def guided(
                     if experiment.failure.drop:
                         state = _without_the_dead(guidance, state, info)
                         prior.first = state.first
-                    if info.evaluated and standing.first is None:
+                    if standing.first is None and (info.evaluated or not guidance.begins_at_prior):
                         standing.first = _first_ensemble(guidance, state, info, prior, observation)
                     standing.seconds = earlier + perf_counter() - begin
                     row = _row(info, forward, prior, standing.seconds, comm)
@@ -83,6 +97,7 @@ def guided(
                     standing.state, standing.rows = state, (*standing.rows, row)
                     standing.denoiser_calls = int(row["denoiser_calls"])
                     standing.denoiser_vjps = int(row["denoiser_vjps"])
+                    standing.vjps = int(row["vjps"])
                     observer.stepped(info, row)
                     journal.keep(standing)
                 predicted = forward(_first(standing.state, experiment.predicted))
@@ -92,6 +107,12 @@ def guided(
     finally:
         observer.ended()
     return Ended(standing, predicted, earlier)
+
+
+def _begun(experiment: Experiment, prior: Counted, like: Tensor, comm: Comm) -> State:
+    guidance = experiment.guidance
+    state = guidance.init(prior, experiment.seed, like, comm)
+    return replace(state, remarks=(*state.remarks, *guidance.doubts(prior)))
 
 
 def _first(state: State, count: int) -> Tensor:
@@ -135,6 +156,7 @@ def _row(
         "spread": spread,
         "calls": forward.count.calls,
         "failed": forward.count.failed,
+        "vjps": sum(comm.gather(forward.operator.all_vjps)),
         "denoiser_calls": sum(comm.gather(prior.calls)),
         "denoiser_vjps": sum(comm.gather(prior.vjps)),
         "seconds": seconds,

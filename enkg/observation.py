@@ -114,6 +114,29 @@ class Observation:
         """Phi = 1/2 |y_observed - y|^2 in the metric of the noise, (J, *Y) to (J,)."""
         return 0.5 * self.residual(y).square().sum(dim=1)
 
+    def gradient(self, y: Tensor) -> Tensor:
+        """d Phi / d y = -Gamma^-1 (y_observed - y), (J, *Y) twice, float64; 0 outside the mask."""
+        r = -self.residual(y)
+        mask = self.mask.to(y.device)
+        if self._cholesky is not None:
+            r = torch.linalg.solve_triangular(self._cholesky.to(r).T, r.T, upper=True).T
+        else:
+            r = r / self.std.to(r)[mask]
+        out = torch.zeros(len(y), *self.y.shape, dtype=torch.float64, device=y.device)
+        out[:, mask] = r
+        return out
+
+    @property
+    def scale(self) -> float:
+        """sigma_y, where the noise is sigma_y^2 I and no datum is missing; else InputError."""
+        std = self.std
+        if std is None or float(std.max()) != float(std.min()) or not bool(self.mask.all()):
+            raise InputError(
+                "this method works for noise of one standard deviation and without missing data; "
+                "give Observation(y, std=number), or leave missing data to the simulator"
+            )
+        return float(std.flatten()[0])
+
     def misfit_per_datum(self, y: Tensor) -> float:
         """Mean over members of 2 Phi over the number of independent data; 1 if calibrated."""
         return float(2 * self.misfit(y).mean()) / self.count

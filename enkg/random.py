@@ -35,6 +35,9 @@ class Stream(IntEnum):
     CHOICE = 11
     TRUTH = 12
     REFERENCE = 13
+    LANGEVIN = 14
+    PROPOSAL = 15
+    ACCEPT = 16
 
 
 def generators(seed: int, stream: Stream, members: Sequence[int], step: int) -> list[Generator]:

@@ -212,6 +212,11 @@ def _low(summary: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _vjps(summary: Mapping[str, Any]) -> dict[str, str]:
+    vjps = summary.get("vjps", 0)
+    return {"simulator Jacobian products": f"{vjps:,}"} if vjps else {}
+
+
 def _failures(summary: Mapping[str, Any]) -> str:
     """'12 (9 timeout, 3 signal)'"""
     causes = sorted(summary.get("causes", {}).items(), key=lambda item: -item[1])
@@ -266,6 +271,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
         **_low(summary),
         "failed calls": _failures(summary),
         "denoiser calls": f"{summary['denoiser_calls']:,}",
+        **_vjps(summary),
         "denoiser Jacobian products": f"{summary.get('denoiser_vjps', 0):,}",
         "seconds": f"{summary['seconds']:.1f}",
         "of these in the simulator": f"{summary['simulator_seconds']:.1f}",

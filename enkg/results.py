@@ -44,6 +44,7 @@ class Outcome:
     asked: int
     denoiser_calls: int
     denoiser_vjps: int
+    vjps: int
     simulator_seconds: float
     remarks: tuple[str, ...] = ()
     low_calls: int = 0
@@ -73,7 +74,7 @@ def summarise(
     ranks, far = _ranks(outcome), _distance(experiment, outcome, cores)
     found: dict[str, Any] = {}
     if experiment.truth is not None:
-        physical = experiment.units.to_simulator(x).cpu()
+        physical = experiment.physical(x).cpu()
         found = {
             "relative_error": metrics.relative_error(physical.double().mean(0), experiment.truth),
             "coverage_90": metrics.coverage(physical, experiment.truth, 0.9),
@@ -101,6 +102,7 @@ def summarise(
         **_low(experiment, outcome),
         "failed": outcome.failed,
         "causes": dict(outcome.causes),
+        "vjps": outcome.vjps,
         "denoiser_calls": outcome.denoiser_calls,
         "denoiser_vjps": outcome.denoiser_vjps,
         "simulator_seconds": outcome.simulator_seconds,
@@ -167,8 +169,8 @@ def tabulate(
 ) -> xr.DataTree:
     """The arrays of posterior.zarr. rows: one record for each step."""
     unknown, data, observation = experiment.unknown, experiment.data, experiment.observation
-    ax, ay = unknown.axes(experiment.prior.shape), data.axes(observation.y.shape)
-    physical = experiment.units.to_simulator
+    ax, ay = unknown.axes(experiment.shape), data.axes(observation.y.shape)
+    physical = experiment.physical
 
     observed = _single(data, observation.y, ay)
     if observation.std is not None:

@@ -26,7 +26,7 @@ from enkg.execute.identity import identity_of
 from enkg.execute.parcel import refuse_in_worker
 from enkg.experiment import Experiment
 from enkg.journal import Journal
-from enkg.loop import guided
+from enkg.loop import able, guided
 from enkg.machine import own_cores, threads
 
 __all__ = ["Observer", "Silent", "run"]
@@ -72,6 +72,8 @@ def run(
                 "most one rank for each member"
             )
         )
+    with one_for_all(comm):
+        together(comm, lambda: able(experiment))
     refuse_in_worker()  # a script without a guard, imported once more by a pool's process
     order = _Order(
         experiment,
@@ -207,6 +209,7 @@ def _evaluated(order: _Order, folder: Path | None, beat: Beat) -> xr.DataTree:
         asked=count.asked,
         denoiser_calls=standing.denoiser_calls,
         denoiser_vjps=standing.denoiser_vjps,
+        vjps=standing.vjps,
         remarks=standing.state.remarks,
         simulator_seconds=count.seconds,
     )

@@ -95,7 +95,7 @@ def find(path: Path, name: str = "forward") -> Model:
         )
     return Model(
         experiment.simulator,
-        tuple(experiment.prior.shape),
+        experiment.shape,
         tuple(experiment.observation.y.shape),
         name,
         experiment.observe,

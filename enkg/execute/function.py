@@ -1,5 +1,6 @@
 """The in-process adapter: a Python function of NumPy, torch or JAX arrays."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +10,13 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from enkg import abilities
+from enkg.abilities import SVD
 from enkg.errors import EnsembleFailure, InputError
 from enkg.failure import Cause, Failure, FailurePolicy
 from enkg.simulator import Announce, Evaluator, Opening, Progress, Result
+
+log = logging.getLogger("enkg")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,11 @@ class Function:
     An exception in a chunk repeats that chunk member by member; members that raise, or answer with
     anything but finite numbers, become NaN rows. Of a failure policy, nothing that would have to
     stop a call can hold here: no timeout, no straggler cut. `Pool` and `Program` can.
+
+    vjp, adjoint, pinv, svd: what the simulator offers beside its answers, see `enkg.abilities`, on
+    NumPy arrays whatever `to` is; an svd is an object. None takes what `f` itself has by that name.
+    With `batched=False` vjp too takes one member, (X), (Y) to X. `enkg.torch_vjp` and
+    `enkg.jax_vjp` make one of a function that those libraries can differentiate.
     """
 
     f: Callable[[Any], Any]
@@ -36,12 +46,20 @@ class Function:
     chunk: int | None = None
     batched: bool = True
     pad: bool = True
+    vjp: Callable[[ndarray, ndarray], Any] | None = None
+    adjoint: Callable[[ndarray], Any] | None = None
+    pinv: Callable[[ndarray], Any] | None = None
+    svd: SVD | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.f):
             raise InputError(f"the simulator is a {type(self.f).__name__}, which cannot be called")
         if self.chunk is not None and self.chunk < 1:
             raise InputError(f"chunk is {self.chunk}; expected at least one member a call")
+        for name in ("vjp", "adjoint", "pinv"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise InputError(f"{name} is a {type(given).__name__}, which cannot be called")
 
     def __call__(self, x: ndarray) -> ndarray:
         return self.evaluate(np.asarray(x)).y
@@ -54,6 +72,66 @@ class Function:
     def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
         """See `Evaluator`. Raises EnsembleFailure if no member at all gave an answer."""
         return _Calls(self).evaluate(x, progress)
+
+    def pull_back(self, x: ndarray, v: ndarray) -> ndarray:
+        """J(x)^T v, (B, *X) and (B, *Y) to (B, *X), in the chunks of a call.
+
+        A member whose vjp raises, or gives anything but finite numbers, is a NaN row. Raises
+        MissingCapability where there is no vjp, InputError for one that returns another shape.
+        """
+        x, v = np.asarray(x), np.asarray(v)
+        if len(x) != len(v):
+            raise InputError(f"vjp was given {len(x)} members and {len(v)} cotangents")
+        vjp = self._vjp()
+        rows: list[ndarray] = []
+        errors: list[Exception] = []
+        width = self._width(x)
+        for first in range(0, len(x), width):
+            place = slice(first, first + width)
+            rows += self._pulled(vjp, x[place], v[place], width, errors)
+        if errors:
+            told = f"{exception(errors[0])}{_line(errors[0])}"
+            log.warning("the gradient of %d members failed; the first: %s", len(errors), told)
+        return np.stack(rows) if rows else np.empty_like(x)
+
+    def _vjp(self) -> Callable[[ndarray, ndarray], Any]:
+        """Of a batch."""
+        own = self.vjp or getattr(self.f, "vjp", None)
+        if own is None:
+            abilities.require(self, ("vjp",), "a gradient")
+        elif not self.batched:
+            return lambda x, v: _host(own(x[0], v[0]))[None]
+        found = own or abilities.of(self).vjp
+        assert found is not None
+        return found
+
+    def _pulled(
+        self, vjp: Callable, x: ndarray, v: ndarray, width: int, errors: list[Exception]
+    ) -> list[ndarray]:
+        """Rows of one chunk; after an exception, of its members one by one."""
+        given = [_own(_filled(part, width) if self.pad else part) for part in (x, v)]
+        shapes = [part.shape for part in given]
+        try:
+            pulled = _host(_asked(vjp, *given))
+            if pulled.shape != shapes[0]:
+                raise InputError(
+                    f"vjp was given x of shape {shapes[0]} and v of shape {shapes[1]} and returned "
+                    f"{pulled.shape}; expected the shape of x"
+                )
+        except InputError:
+            raise
+        except Exception as error:  # a simulator may raise anything
+            if len(x) > 1:
+                alone = width if self.chunk and self.pad else 1
+                pairs = [(x[j : j + 1], v[j : j + 1]) for j in range(len(x))]
+                return [self._pulled(vjp, *pair, alone, errors)[0] for pair in pairs]
+            errors.append(error)
+            return [np.full_like(x[0], np.nan, dtype=x.dtype if x.dtype.kind == "f" else float)]
+        return [_or_nan(row) for row in pulled[: len(x)]]
+
+    def _width(self, x: ndarray) -> int:
+        """Members of a call."""
+        return 1 if not self.batched else (self.chunk or max(len(x), 1))
 
     def _chunk(self, part: ndarray, width: int) -> tuple[list["Answer"], Exception | None]:
         """The members of one chunk, and the first exception that was raised."""
@@ -78,11 +156,9 @@ class Function:
     def _call(self, part: ndarray, width: int) -> ndarray:
         """Answers of the members of one chunk, shape (len(part), *Y)."""
         if not self.batched:
-            return _host(self._asked(_own(part[0])))[None]
-        full = part
-        if len(part) < width and self.pad:
-            full = np.concatenate([part, np.repeat(part[-1:], width - len(part), axis=0)])
-        y = _host(self._asked(_own(full)))
+            return _host(_asked(self._of, _own(part[0])))[None]
+        full = _filled(part, width) if self.pad else part
+        y = _host(_asked(self._of, _own(full)))
         if y.ndim == 0 or len(y) != len(full):
             raise InputError(
                 f"the simulator was given a batch of shape {full.shape} and returned shape "
@@ -91,11 +167,8 @@ class Function:
             )
         return y[: len(part)]
 
-    def _asked(self, x: ndarray) -> Any:
-        try:
-            return self.f(self.to(x))
-        except SystemExit as error:  # a member that ends the process must not end the run
-            raise RuntimeError(f"it called exit({error.code})") from error
+    def _of(self, x: ndarray) -> Any:
+        return self.f(self.to(x))
 
 
 Answer = tuple[ndarray | None, Failure | None, int]
@@ -111,7 +184,7 @@ class _Calls:
 
     def evaluate(self, x: ndarray, progress: Progress | None = None) -> Result:
         function = self.function
-        width = 1 if not function.batched else (function.chunk or max(len(x), 1))
+        width = function._width(x)
         answers: list[Answer] = []
         cause: Exception | None = None
         for first in range(0, len(x), width):
@@ -145,8 +218,26 @@ def opened(
         yield simulator
 
 
+def _asked(f: Callable, *given: Any) -> Any:
+    try:
+        return f(*given)
+    except SystemExit as error:  # a member that ends the process must not end the run
+        raise RuntimeError(f"it called exit({error.code})") from error
+
+
 def _own(part: ndarray) -> ndarray:
     return np.array(part, order="C", copy=True)
+
+
+def _filled(part: ndarray, width: int) -> ndarray:
+    """With so many rows: the last one is repeated."""
+    if len(part) >= width:
+        return part
+    return np.concatenate([part, np.repeat(part[-1:], width - len(part), axis=0)])
+
+
+def _or_nan(row: ndarray) -> ndarray:
+    return row if np.isfinite(row).all() else np.full_like(row, np.nan)
 
 
 def _host(y: Any) -> ndarray:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from enkg import random
+from enkg.abilities import Ability
 from enkg.comm import ALONE, Comm, across, share
 from enkg.ensemble import resample_dead
 from enkg.errors import InputError
@@ -141,6 +142,15 @@ class Guidance(ABC):
         if isinstance(prior, Placed):
             prior.first = own.start
         return tuple(own)
+
+    @property
+    def needs(self) -> tuple[Ability, ...]:
+        """What the method asks of the simulator beside its answers."""
+        return ()
+
+    def doubts(self, prior: Prior) -> tuple[str, ...]:
+        """What a user should know of these settings for that prior, for `State.remarks`."""
+        return ()
 
     def drop(self, state: State, living: Tensor) -> State:
         """The state after a step, without the members that failed in it. living: bool, (J,)."""

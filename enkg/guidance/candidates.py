@@ -11,7 +11,6 @@ candidates: a chain has the same last bits wherever it lives.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from torch import Tensor
 
 from enkg import random
 from enkg.arrays import rows
-from enkg.comm import Comm, once
-from enkg.errors import InputError, MissingCapability
-from enkg.guidance.base import Forward, Guidance, State
-from enkg.guidance.reverse import Schedule, noise_levels
+from enkg.errors import InputError
+from enkg.guidance.base import Forward, State
+from enkg.guidance.chains import Chains
 from enkg.observation import Observation
-from enkg.prior import Prior, vjp
 from enkg.random import Stream
 
 Loss = Callable[[Tensor], Tensor]
@@ -80,22 +77,9 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Chains(Guidance):
-    """Base of the methods that guide independent chains by candidates."""
+class Queried(Chains):
+    """Base of the methods that guide chains by candidates."""
 
-    posterior_law: ClassVar[str | None] = None
-    begins_at_prior: ClassVar[bool] = False
-
-    members: int = 8
-    """Number of chains, each independent of the others."""
-    levels: int = 50
-    """Number N of noise levels, all of them guided."""
-    schedule: Schedule = "karras"
-    """Which levels; the variance-preserving ones do not use sigma_max and sigma_min."""
-    sigma_max: float = 5.0
-    """Highest noise level, in prior units."""
-    sigma_min: float = 0.02
-    """Lowest noise level before zero."""
     rows_at_once: int = 4096
     """Most candidates of all chains in one batch of simulator calls; they are held in memory."""
 
@@ -103,16 +87,6 @@ class Chains(Guidance):
         super().__post_init__()
         if self.rows_at_once < 1:
             raise InputError(f"{self.rows_at_once} rows at once; expected at least 1")
-        _ = self.sigmas
-
-    @property
-    def sigmas(self) -> list[float]:
-        """The noise levels, zero at the end."""
-        return noise_levels(self.schedule, self.levels, self.sigma_max, self.sigma_min)
-
-    def drop(self, state: State, living: Tensor) -> State:
-        """A candidate that failed is no member: every chain goes on."""
-        return state
 
 
 def squared_residual(observation: Observation) -> Loss:
@@ -155,53 +129,3 @@ def weighted(weights: Tensor, offsets: Tensor) -> Tensor:
     return torch.stack(
         [(w.reshape(-1, *tail) * u).sum(dim=0) for w, u in zip(weights, offsets, strict=True)]
     )
-
-
-def dots(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each chain, (J_r, *X) twice to (J_r,), float64."""
-    return torch.stack([(p.double() * q.double()).sum() for p, q in zip(a, b, strict=True)])
-
-
-def each(values: Tensor, like: Tensor) -> Tensor:
-    """One number a chain, (J_r,), to be multiplied with (J_r, *X)."""
-    return values.reshape(-1, *(1,) * (like.dim() - 1))
-
-
-def pulled_back(prior: Prior, x: Tensor, sigma: float, v: Tensor) -> Tensor:
-    """J_D(x, sigma)^T v, (J_r, *X), float64. Rows of v that are zero stay zero.
-
-    One product with the Jacobian of the denoiser for each chain. v may be of any length: the
-    Jacobian is given unit vectors.
-    """
-    length = each(dots(v, v).sqrt(), v)
-    length = torch.where(length.isfinite(), length, 0.0)
-    unit = torch.where(length > 0, v / length, 0.0)
-    return length * vjp(prior, x, sigma, unit.to(x)).double()
-
-
-def check_choices(method: Guidance, *names: str) -> None:
-    """Raises InputError where a field holds none of the words of its `Literal`."""
-    hints = get_type_hints(type(method))
-    for name in names:
-        value, known = getattr(method, name), get_args(hints[name])
-        if value not in known:
-            raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
-
-
-def check_differentiable(prior: Prior, comm: Comm, method: str, sigma: float, like: Tensor) -> None:
-    """Raises MissingCapability where J_D^T v cannot be had. One product, no simulator call."""
-    zero = torch.zeros(1, *prior.shape, dtype=like.dtype, device=like.device)
-
-    def product() -> None:
-        try:
-            vjp(prior, zero, sigma, zero)
-        except torch.OutOfMemoryError:
-            raise
-        except (MissingCapability, RuntimeError) as error:  # torch: a denoiser in NumPy
-            raise MissingCapability(
-                method,
-                "a denoiser that torch can differentiate, or a prior with vjp(x, sigma, v)",
-                "enkg, es-mda and scg do without",
-            ) from error
-
-    once(comm, product)

@@ -48,17 +48,19 @@ from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.candidates import (
     Candidates,
-    Chains,
     Loss,
+    Queried,
     White,
     batches,
+    squared_residual,
+    weighted,
+)
+from enkg.guidance.chains import (
     check_choices,
     check_differentiable,
     dots,
     each,
     pulled_back,
-    squared_residual,
-    weighted,
 )
 from enkg.guidance.reverse import (
     ancestral_step,
@@ -98,7 +100,7 @@ class DPGState(State):
 
 
 @dataclass(frozen=True)
-class DPG(Chains):
+class DPG(Queried):
     """Diffusion policy gradient. Cost: `levels` x (`candidates` + 1) simulator calls a member."""
 
     state: ClassVar[type[State]] = DPGState
@@ -218,7 +220,7 @@ class DPG(Chains):
 
     def _unit(self, sigma: float) -> float:
         """The published gradient is one in x / sqrt(1 + sigma^2) for variance-preserving levels."""
-        return 1.0 if self.schedule == "karras" else sqrt(1 + sigma**2)
+        return sqrt(1 + sigma**2) if self.schedule == "variance-preserving" else 1.0
 
     def _length(self, sigma: float, to: float, x: Tensor) -> float:
         """How far the direction moves D (whitened) or x (published)."""
@@ -228,7 +230,7 @@ class DPG(Chains):
         if self.form == "whitened":
             return sigma**2 * scale
         scale *= diffused(sigma, to)
-        if self.schedule == "karras":
+        if self.schedule != "variance-preserving":
             return scale
         return scale * sqrt(1 + to**2) / (1 + sigma**2)
 

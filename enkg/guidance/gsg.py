@@ -59,24 +59,27 @@ import torch
 from torch import Tensor
 
 from enkg import random
-from enkg.arrays import rows
 from enkg.comm import ALONE, Comm
 from enkg.errors import InputError, MissingCapability
 from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.candidates import (
     Candidates,
-    Chains,
+    Queried,
     White,
     batches,
+    squared_residual,
+    weighted,
+)
+from enkg.guidance.chains import (
     check_choices,
     check_differentiable,
     dots,
     each,
+    finite,
     pulled_back,
-    squared_residual,
-    weighted,
 )
 from enkg.guidance.reverse import ancestral_step, euler_maruyama_step
+from enkg.guidance.scaling import damped, in_prior_units
 from enkg.observation import Observation
 from enkg.prior import Drawable, Placed, Prior
 from enkg.random import Stream
@@ -84,7 +87,7 @@ from enkg.sample import start
 
 
 @dataclass(frozen=True)
-class GSG(Chains):
+class GSG(Queried):
     """DPS with a smoothed gradient. Cost: `levels` x (`queries`, one more if forward) calls a
     member."""
 
@@ -149,7 +152,8 @@ class GSG(Chains):
         v = pulled_back(prior, x, sigma, gradient)
         noise = random.normal(prior.shape, state.seed, Stream.SAMPLER, state.members, i)
         if self.form == "norm":
-            shift = _finite(-self._published(sigma, to) * v / each(2 * level.sqrt(), v))
+            length = in_prior_units(self.guidance_scale, self.schedule, sigma, to)
+            shift = finite(-length * v / each(2 * level.sqrt(), v))
             x = euler_maruyama_step(x, clean, sigma, to, noise.to(x)) + shift.to(x)
         else:
             guided = clean + self._shift(sigma, gradient, slope, level, v).to(x)
@@ -171,12 +175,6 @@ class GSG(Chains):
             f"it a relative error of about {error:.2g}; raise queries"
         )
 
-    def _published(self, sigma: float, to: float) -> float:
-        """The published scale. With variance-preserving levels, x / sqrt(1 + sigma^2) is moved."""
-        if self.schedule == "karras":
-            return self.guidance_scale
-        return self.guidance_scale * sqrt(1 + sigma**2) * sqrt(1 + to**2)
-
     def _shift(
         self, sigma: float, gradient: Tensor, slope: Tensor, level: Tensor, v: Tensor
     ) -> Tensor:
@@ -189,9 +187,8 @@ class GSG(Chains):
             shift = -(sigma**2) * v
             along = dots(gradient, -shift)
         if self.form == "plain":
-            return _finite(shift)
-        excess = (along / (2 * level)).clamp(min=0)
-        return _finite(shift / each(1 + excess, shift))
+            return finite(shift)
+        return damped(shift, along, level)
 
     def _gradient(
         self, state: State, prior: Prior, found: Candidates
@@ -298,9 +295,3 @@ class _Sums:
             slope = torch.where(self.at_clean, slope, slope - mean.square())
             level = torch.where(self.at_clean, self.reference, level)
         return gradient, slope, level
-
-
-def _finite(shift: Tensor) -> Tensor:
-    """Nothing for a chain whose guidance is not finite, or has no loss to be measured by."""
-    good = rows(shift).isfinite().all(dim=1)
-    return torch.where(each(good, shift), shift, 0.0)

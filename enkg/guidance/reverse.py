@@ -16,9 +16,9 @@ from torch import Tensor
 
 from enkg.errors import InputError
 from enkg.sample import reverse_step
-from enkg.schedule import karras, vp
+from enkg.schedule import geometric, karras, vp
 
-Schedule = Literal["karras", "variance-preserving"]
+Schedule = Literal["karras", "geometric", "variance-preserving"]
 
 
 def noise_levels(
@@ -30,8 +30,12 @@ def noise_levels(
     """
     if schedule == "karras":
         return [*karras(levels, sigma_max, sigma_min).tolist(), 0.0]
+    if schedule == "geometric":
+        return [*geometric(levels, sigma_max, sigma_min).tolist(), 0.0]
     if schedule != "variance-preserving":
-        raise InputError(f"schedule is {schedule!r}; expected karras or variance-preserving")
+        raise InputError(
+            f"schedule is {schedule!r}; expected karras, geometric or variance-preserving"
+        )
     return [*vp(levels).tolist(), 0.0]
 
 

@@ -62,6 +62,20 @@ class LinearGaussian:
         """The simulator as a method sees it, (J, d) to (J, m), float64."""
         return x.double() @ self.matrix.T
 
+    @property
+    def operator(self) -> "LinearOperator":
+        """`forward` with its linear algebra, for methods that need it."""
+        return LinearOperator(self)
+
+    @property
+    def simulator(self) -> enkg.Function:
+        """`simulate` with all abilities, each row computed by itself."""
+        return enkg.Function(
+            self.simulate,
+            adjoint=lambda v: _each(self.matrix.numpy().T, v),
+            svd=Decomposition(self.matrix.numpy()),
+        )
+
     def simulate(self, x: np.ndarray) -> np.ndarray:
         """The simulator as a scientist writes it; each row is computed by itself, to the bit."""
         return (x.astype(np.float64)[:, None, :] * self.matrix.numpy()).sum(axis=-1)
@@ -71,6 +85,101 @@ class LinearGaussian:
         return replace(
             self, y=factor * self.y, matrix=factor * self.matrix, noise=factor**2 * self.noise
         )
+
+
+class Decomposition:
+    """The compact SVD of a matrix as a simulator offers it."""
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        left, s, right = np.linalg.svd(matrix, full_matrices=False)
+        keep = s > 1e-12 * s[0]
+        self.left, self.s, self.right = left[:, keep], s[keep], right[keep].T
+
+    def ut(self, y: np.ndarray) -> np.ndarray:
+        return _each(self.left.T, y)
+
+    def u(self, z: np.ndarray) -> np.ndarray:
+        return _each(self.left, z)
+
+    def vt(self, x: np.ndarray) -> np.ndarray:
+        return _each(self.right.T, x)
+
+    def v(self, z: np.ndarray) -> np.ndarray:
+        return _each(self.right, z)
+
+
+def _each(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return (rows.astype(np.float64)[:, None, :] * matrix).sum(axis=-1)
+
+
+class LinearOperator:
+    """What a gradient method asks of a linear problem; `forward` may be another one.
+
+    calls, vjps: how many members have been asked for. Rows are computed by themselves, to the bit.
+    """
+
+    def __init__(
+        self, problem: LinearGaussian, forward: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.problem = problem
+        self.forward = forward or (lambda x: torch.from_numpy(problem.simulate(x.numpy())))
+        self.operator = self.pixel = self
+        self.calls = self.vjps = 0
+        self.parts = Decomposition(problem.matrix.numpy())
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        self.calls += len(x0)
+        return self.forward(x0)
+
+    def vjp(self, x0: Tensor, v: Tensor) -> Tensor:
+        alive = x0.isfinite().all(dim=1, keepdim=True)
+        return torch.where(alive, self.adjoint(v), torch.nan).to(x0)
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        self.vjps += len(v)
+        return torch.from_numpy(_each(self.problem.matrix.numpy().T, v.numpy())).to(v)
+
+    def linear(self, v: Tensor) -> Tensor:
+        self.calls += len(v)
+        return torch.from_numpy(self.problem.simulate(v.numpy())).to(v)
+
+    def offset(self) -> Tensor:
+        return torch.zeros_like(self.problem.y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.svd.v(self.svd.ut(y) / self.svd.s.to(y))
+
+    @property
+    def svd(self) -> "TorchDecomposition":
+        return TorchDecomposition(self.parts)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+    def decode_vjp(self, z: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+
+class TorchDecomposition:
+    """A `Decomposition` of tensors."""
+
+    def __init__(self, parts: Decomposition) -> None:
+        self.s, self.parts = torch.from_numpy(parts.s), parts
+
+    def ut(self, y: Tensor) -> Tensor:
+        return torch.from_numpy(self.parts.ut(y.numpy())).to(y)
+
+    def u(self, z: Tensor) -> Tensor:
+        return torch.from_numpy(self.parts.u(z.numpy())).to(z)
+
+    def vt(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.parts.vt(x.numpy())).to(x)
+
+    def v(self, z: Tensor) -> Tensor:
+        return torch.from_numpy(self.parts.v(z.numpy())).to(z)
 
 
 def kalman(

@@ -13,6 +13,7 @@ from enkg import random
 from enkg.errors import InputError, MissingCapability
 from enkg.guidance import GSG, METHODS
 from enkg.guidance.candidates import Candidates
+from enkg.guidance.scaling import in_prior_units
 from enkg.random import Stream
 from enkg.sample import reverse_step
 from tests.enkg.problems import DOUBLE, follow, normal, small_problem, values, whitened
@@ -268,7 +269,8 @@ def test_that_the_published_step_is_in_the_units_of_the_preserved_variance():
     assert isinstance(method, GSG)
     sigma, to = 3.0, 2.0
     before, after = 1 / sqrt(1 + sigma**2), 1 / sqrt(1 + to**2)
-    assert method._published(sigma, to) * after == pytest.approx(0.3 / before)
+    length = in_prior_units(method.guidance_scale, method.schedule, sigma, to)
+    assert length * after == pytest.approx(0.3 / before)
 
 
 def test_that_calls_and_products_follow_the_formulas():
