@@ -2,9 +2,10 @@
 
 A sound simulator answers with the shape that the observation has, with the same numbers each time,
 and for each member alone; it fails for the member that is at fault and for no other. This is tried,
-not believed. What the whole run will cost follows from the calls that were timed.
+not believed. What the whole run will cost follows from the calls that were timed. So are the
+gradient and its kin, where the simulator offers them, and the low-fidelity simulator.
 
-Cost: three calls for each draw and three more.
+Cost: three calls for each draw and three more; for a gradient see `check_gradient`.
 """
 
 import resource
@@ -22,6 +23,8 @@ import psutil
 import torch
 from numpy import ndarray
 
+from enkg import check_gradient
+from enkg.check_low import low_fidelity
 from enkg.errors import EnkgError, EnsembleFailure, InputError
 from enkg.execute import Cached, Pool, Program, UMBridge, guard, opened
 from enkg.execute.program import usable_cores
@@ -29,6 +32,7 @@ from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure
 from enkg.findings import Grade, Report
 from enkg.forward import Forward
+from enkg.loop import able
 from enkg.sample import start
 from enkg.simulator import Evaluator, Progress
 
@@ -39,13 +43,16 @@ TOLERANCE = 0.05
 def check(experiment: Experiment, draws: int = 4, progress: Progress | None = None) -> Report:
     """Runs the simulator on prior draws and judges what comes back.
 
-    progress: called with (calls done, calls in all). Raises InputError for fewer than two draws;
-    every fault of the simulator is a finding, not an exception.
+    progress: called with (calls done, calls in all). Raises InputError for fewer than two draws,
+    MissingCapability if the method needs a gradient that is not there; every fault of the
+    simulator is a finding, not an exception.
     """
     if draws < 2:
         raise InputError(f"{draws} draws; a check needs at least 2")
+    able(experiment)
     report = Report()
-    total = 3 * draws + 3
+    tried = check_gradient.calls(experiment, draws)
+    total = 3 * draws + 3 + tried
     done = 0
 
     def told(count: int, _: int) -> None:
@@ -63,6 +70,9 @@ def check(experiment: Experiment, draws: int = 4, progress: Progress | None = No
                     if not report.sound:
                         break
                 trial.cost(report)
+                if report.sound:
+                    trial.offered(report)
+                    done += tried
             if report.sound:
                 # What does not end by itself shall not take the whole limit, nor be tried again.
                 limit = 10 + 10 * trial.start_seconds
@@ -198,7 +208,7 @@ class _Trial:
     def poisoned(self, report: Report, evaluator: Evaluator) -> None:
         """A member of NaN between two good ones."""
         good = np.flatnonzero(self.living)[[0, -1]]
-        x = self.experiment.units.to_simulator(self.x).detach().cpu().numpy()
+        x = self.experiment.physical(self.x).detach().cpu().numpy()
         batch = np.stack([x[good[0]], np.full_like(x[0], np.nan), x[good[1]]])
         batch.setflags(write=False)
         result = evaluator.evaluate(batch)
@@ -250,6 +260,14 @@ class _Trial:
             text = f"{what}: answers differ by up to {worst:.2g} standard deviations of the noise"
             report.add(grade, subject, text, advice)
 
+    def offered(self, report: Report) -> None:
+        """The gradient and its kin, and the low-fidelity simulator."""
+        living = torch.from_numpy(self.living)
+        x, y = self.x[living], self.y[self.living]
+        check_gradient.abilities_checked(report, self.forward, x, y)
+        if self.experiment.low is not None:
+            low_fidelity(report, self.experiment, x, y)
+
     def cost(self, report: Report) -> None:
         """Time and memory of a call, and what the whole run will take."""
         guidance = self.experiment.guidance
@@ -299,7 +317,7 @@ class _Trial:
 
 def _shapes(experiment: Experiment) -> str:
     kind = "float64" if experiment.double else "float32"
-    shape, data = tuple(experiment.prior.shape), tuple(experiment.observation.y.shape)
+    shape, data = experiment.shape, tuple(experiment.observation.y.shape)
     return f"{kind}, shape {shape}, to {experiment.observation.size} data of shape {data}"
 
 

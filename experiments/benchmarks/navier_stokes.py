@@ -10,6 +10,10 @@ Each round times all three one after another and takes the ratios within the rou
 medians over rounds, with the quartiles of the ratio. A neighbour on the machine then slows both
 sides of a ratio: trust the ratios, and the milliseconds only on a quiet machine.
 
+A second line gives the gradient: `vjp` in calls of the same round, and what reverse mode holds for
+a member, in MiB as XLA allocates it: a spectrum for every block of steps and what a block leaves;
+and the same with all steps in one block, which is reverse mode without checkpoints.
+
 Measured on 2 shared, busy CPU cores, chunk 16, as many steps as points per side: ratio to the jax
 FFTs 1.5 (size 32), 1.1 to 1.4 (64, six runs), 1.6 (128); 24 to 54 ms a member at 64, by load.
 """
@@ -23,6 +27,7 @@ import numpy as np
 from scipy import fft
 
 from simulators.navier_stokes import NavierStokes2D
+from simulators.navier_stokes.adjoint import BLOCK, adjoint_programs
 
 FFTS_A_STEP = 25
 
@@ -63,6 +68,21 @@ def scipy_ffts(x: np.ndarray, steps: int) -> Callable[[], object]:
     return loop
 
 
+def memory(size: int, width: int, block: int, steps: int) -> float:
+    """MiB a member of reverse mode through so many steps with a checkpoint every `block` steps."""
+    import jax
+    import jax.numpy as jnp
+
+    single, programs = adjoint_programs(size, 200.0, 4, 1.0, block)
+    spectrum = jax.ShapeDtypeStruct((width, size, size // 2 + 1), jnp.complex64)
+    count, dt = (jax.ShapeDtypeStruct((width,), kind) for kind in (jnp.int32, jnp.float32))
+    first = jax.ShapeDtypeStruct((), jnp.int32)
+    with single():
+        compiled = programs.retreat.lower(spectrum, first, count, dt, spectrum).compile()
+    kept = np.ceil(steps / block) * width * size * (size // 2 + 1) * 8
+    return (compiled.memory_analysis().temp_size_in_bytes + kept) / width / 2**20
+
+
 def seconds(call: Callable[[], object]) -> float:
     """Wall time of one call."""
     began = time.perf_counter()
@@ -71,9 +91,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(size: int, steps: int, chunk: int, rounds: int) -> tuple[float, np.ndarray]:
-    """Seconds of the first call, compilation included; then wall times, (rounds, 3), in seconds.
+    """Seconds of the first call, compilation included; then wall times, (rounds, 4), in seconds.
 
-    Columns: simulator, bare FFTs in jax, bare FFTs in scipy; each for `chunk` members.
+    Columns: simulator, bare FFTs in jax, bare FFTs in scipy, vjp; each for `chunk` members.
     """
     x = smooth_fields(chunk, size)
     # No Courant limit here: every member takes `steps` steps, whatever its speed.
@@ -82,7 +102,8 @@ def measure(size: int, steps: int, chunk: int, rounds: int) -> tuple[float, np.n
     run = flow.run(x)
     if run.failed.any() or run.reruns.any():
         raise SystemExit(f"{steps} steps are too few at size {size}: give more with --steps")
-    calls = (lambda: flow(x), jax_ffts(x, steps), scipy_ffts(x, steps))
+    v = smooth_fields(chunk, size, seed=1)
+    calls = (lambda: flow(x), jax_ffts(x, steps), scipy_ffts(x, steps), lambda: flow.vjp(x, v))
     for call in calls:
         call()
     return first, np.array([[seconds(call) for call in calls] for _ in range(rounds)])
@@ -107,12 +128,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for size in options.sizes:
         steps = options.steps or size
         first, times = measure(size, steps, options.chunk, options.rounds)
-        own, jax_, scipy_ = np.median(times, axis=0) * 1e3 / options.chunk
+        own, jax_, scipy_, vjp = np.median(times, axis=0) * 1e3 / options.chunk
         low, ratio, high = np.percentile(times[:, 0] / times[:, 1], [25, 50, 75])
         other = np.median(times[:, 0] / times[:, 2])
         print(
             f"{size:4d} {steps:5d} {options.chunk:5d} | {first:8.1f} | {own:9.2f} | {jax_:9.2f} "
             f"{ratio:6.2f} ({low:.2f}-{high:.2f}) | {scipy_:6.2f} {other:6.2f}",
+            flush=True,
+        )
+        low, ratio, high = np.percentile(times[:, 3] / times[:, 0], [25, 50, 75])
+        held = [memory(size, options.chunk, block, steps) for block in (BLOCK, steps)]
+        print(
+            f"     vjp: {vjp:.2f} ms/member, {ratio:.2f} ({low:.2f}-{high:.2f}) calls; "
+            f"{held[0]:.2f} MiB/member, {held[1]:.2f} without checkpoints",
             flush=True,
         )
     return 0

@@ -37,3 +37,12 @@ class Coarse:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """x: vorticity (B, s, s), s even. Returns float32 of that shape."""
         return resampled(self.flow(resampled(x, self.flow.size)), x.shape[-1])
+
+    def vjp(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """J(x)^T v: (B, s, s), (B, s, s) -> (B, s, s), float32; NaN for failed members.
+
+        To resample up is, but for a factor (fine / coarse)^2, the transpose of resampling down; the
+        factors of the two ways cancel.
+        """
+        down = self.flow.vjp(resampled(x, self.flow.size), resampled(v, self.flow.size))
+        return resampled(down, x.shape[-1])

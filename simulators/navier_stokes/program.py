@@ -17,22 +17,17 @@ from typing import Any
 import numpy as np
 
 Advance = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Step = Callable[[], Any]
+"""Builds, inside a traced function, (w_hat, dt) -> w_hat of a chunk; dt is each member's own."""
 
 
-@cache
-def vorticity_program(size: int, reynolds: float, forcing: int, amplitude: float) -> Advance:
-    """Build ``advance(w, n, dt)`` for one grid and one flow; compiled once per chunk width.
+def stepping(size: int, reynolds: float, forcing: int, amplitude: float) -> tuple[Any, Step]:
+    """The scope in which jax works in 32 bits, and one time step of a chunk for use inside jit.
 
-    w: vorticity, shape (width, size, size), float32.
-    n: steps of each member, shape (width,), int32; 0 leaves the member alone.
-    dt: step of each member in time units, shape (width,), float32.
-    Returns the vorticity after n * dt, shape (width, size, size), float32.
-
-    Cost: 25 * max(n) real FFTs of size x size for every member of the chunk, padding included.
+    The scope is that of one thread: a user who has switched jax to 64 bits keeps that.
     """
     try:
         import jax
-        import jax.numpy as jnp
         from jax_cfd.base import forcings, grids
         from jax_cfd.spectral import equations, time_stepping
 
@@ -51,7 +46,7 @@ def vorticity_program(size: int, reynolds: float, forcing: int, amplitude: float
             grid, scale=amplitude, k=forcing, offsets=((0, 0), (0, 0))
         )
 
-    def run_chunk(w: Any, n: Any, dt: Any) -> Any:
+    def step() -> Any:
         grid = grids.Grid((size, size), domain=((0, 2 * np.pi), (0, 2 * np.pi)))
         equation = equations.NavierStokes2D(
             viscosity=1 / reynolds,
@@ -60,22 +55,40 @@ def vorticity_program(size: int, reynolds: float, forcing: int, amplitude: float
             smooth=True,
             forcing_fn=kolmogorov if amplitude > 0 else None,
         )
+        return jax.vmap(
+            lambda one_hat, one_dt: time_stepping.crank_nicolson_rk4(equation, one_dt)(one_hat)
+        )
 
-        def step(i: Any, w_hat: Any) -> Any:
-            own_dt = jnp.where(i < n, dt, 0)
-            return jax.vmap(
-                lambda one_hat, one_dt: time_stepping.crank_nicolson_rk4(equation, one_dt)(one_hat)
-            )(w_hat, own_dt)
+    return (lambda: enable_x64(False)), step
 
+
+@cache
+def vorticity_program(size: int, reynolds: float, forcing: int, amplitude: float) -> Advance:
+    """Build ``advance(w, n, dt)`` for one grid and one flow; compiled once per chunk width.
+
+    w: vorticity, shape (width, size, size), float32.
+    n: steps of each member, shape (width,), int32; 0 leaves the member alone.
+    dt: step of each member in time units, shape (width,), float32.
+    Returns the vorticity after n * dt, shape (width, size, size), float32.
+
+    Cost: 25 * max(n) real FFTs of size x size for every member of the chunk, padding included.
+    """
+    single, stepper = stepping(size, reynolds, forcing, amplitude)
+    import jax
+    import jax.numpy as jnp
+
+    def run_chunk(w: Any, n: Any, dt: Any) -> Any:
+        step = stepper()
         w_hat = jnp.fft.rfftn(w, axes=(1, 2))
-        w_hat = jax.lax.fori_loop(0, jnp.max(n), step, w_hat)
+        w_hat = jax.lax.fori_loop(
+            0, jnp.max(n), lambda i, w_hat: step(w_hat, jnp.where(i < n, dt, 0)), w_hat
+        )
         return jnp.fft.irfftn(w_hat, axes=(1, 2))
 
     compiled = jax.jit(run_chunk)
 
     def advance(w: np.ndarray, n: np.ndarray, dt: np.ndarray) -> np.ndarray:
-        # Local to this call and thread: a user who has switched jax to 64 bits keeps that.
-        with enable_x64(False):
+        with single():
             y = compiled(w.astype(np.float32), n.astype(np.int32), dt.astype(np.float32))
             return np.asarray(y)
 

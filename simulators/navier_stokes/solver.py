@@ -30,12 +30,14 @@ References:
     high-wavenumber components, J. Atmos. Sci. 28, 1971 (the 2/3 rule).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, isfinite, pi, sqrt
 
 import numpy as np
 
+from simulators.navier_stokes.adjoint import adjoint_program
 from simulators.navier_stokes.program import vorticity_program
 
 LADDER = (32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -132,13 +134,38 @@ class NavierStokes2D:
 
     def run(self, x: np.ndarray) -> Run:
         """The same answer as a call, with the steps and re-runs each member took."""
+        return self._run(x)[0]
+
+    def vjp(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """J(x)^T v, the gradient of sum(v * simulator(x)): (B, s, s), (B, s, s) -> (B, s, s).
+
+        float32; a row is NaN where the member fails or v is not finite. Cost of a member: about 5
+        forward calls, one of them to know its steps. Memory: see `adjoint.py`.
+        """
+        v = self._checked(v, "v")
+        run, legs = self._run(x)
+        if v.shape != run.y.shape:
+            raise ValueError(f"v has shape {v.shape}; expected {run.y.shape}, a row for each of x")
+        v[run.failed | ~np.isfinite(v).all(axis=(1, 2))] = np.nan
+        program = adjoint_program(self.size, self.reynolds, self.forcing, self.amplitude)
+        t = self.duration / len(legs)
+        for w, taken in reversed(legs):
+            n = np.where(np.isfinite(v).all(axis=(1, 2)), taken, 0)
+            v = self._in_chunks(program, n, t, w, v)
+        v[~np.isfinite(v).all(axis=(1, 2))] = np.nan
+        return v
+
+    def _run(self, x: np.ndarray) -> tuple[Run, list[tuple[np.ndarray, np.ndarray]]]:
+        """The answers; and of each leg, the fields before it and the steps that led to its end."""
         w = self._checked(x)
         steps = np.zeros(len(w), dtype=np.int64)
         reruns = np.zeros(len(w), dtype=np.int64)
-        legs = max(1, ceil(self.duration - 1e-9))
-        t = self.duration / legs
-        for _ in range(legs):
+        legs = []
+        count = max(1, ceil(self.duration - 1e-9))
+        t = self.duration / count
+        for _ in range(count):
             n = self.steps(w, t)
+            taken = n
             after = self._advance(w, n, t)
             steps += n
             again = (n > 0) & ~self._plausible(w, after, t)
@@ -148,8 +175,10 @@ class NavierStokes2D:
                 after[again & ~self._plausible(w, after, t)] = np.nan
                 steps += n
                 reruns += again
+                taken = np.where(again, n, taken)
+            legs.append((w, taken))
             w = after
-        return Run(w, steps, reruns)
+        return Run(w, steps, reruns), legs
 
     def steps(self, w: np.ndarray, t: float) -> np.ndarray:
         """The steps each field of w, (B, size, size), takes for a leg of length t: (B,) ints.
@@ -165,37 +194,45 @@ class NavierStokes2D:
             least = least * t * self.size / (2 * pi * self.courant)
         return rungs[1:][np.searchsorted(rungs[1:-1], least)]
 
-    def _checked(self, x: np.ndarray) -> np.ndarray:
+    def _checked(self, x: np.ndarray, name: str = "x") -> np.ndarray:
         """A float32 copy of x, (B, size, size)."""
         x = np.asarray(x)
         if x.ndim != 3 or x.shape[1:] != (self.size, self.size):
             raise ValueError(
-                f"got an array of shape {x.shape}; expected (B, {self.size}, {self.size}), members "
-                "first: reshape it (x[None] for a single field) or set size to its grid"
+                f"got an array {name} of shape {x.shape}; expected (B, {self.size}, {self.size}), "
+                "members first: reshape it (x[None] for a single field) or set size to its grid"
             )
         if x.dtype.kind not in "fiu":
-            raise ValueError(f"got dtype {x.dtype}; expected real numbers: pass x.real or floats")
+            raise ValueError(
+                f"got {name} of dtype {x.dtype}; expected real numbers: pass x.real or floats"
+            )
         with np.errstate(over="ignore"):
             return x.astype(np.float32)
 
     def _advance(self, w: np.ndarray, n: np.ndarray, t: float) -> np.ndarray:
-        """w after time t in n steps, (B, size, size); NaN where n is 0.
+        """w after time t in n steps, (B, size, size); NaN where n is 0."""
+        program = vorticity_program(self.size, self.reynolds, self.forcing, self.amplitude)
+        return self._in_chunks(program, n, t, w)
+
+    def _in_chunks(
+        self, program: Callable[..., np.ndarray], n: np.ndarray, t: float, *fields: np.ndarray
+    ) -> np.ndarray:
+        """program(field, n, dt, fields...) of all members, (B, size, size); NaN where n is 0.
 
         Members of like n share a chunk, because a chunk takes as many steps as its slowest.
         """
-        after = np.full_like(w, np.nan)
+        after = np.full_like(fields[0], np.nan)
         order = np.argsort(n, kind="stable")
         order = order[n[order] > 0]
-        if not order.size:
-            return after
-        advance = vorticity_program(self.size, self.reynolds, self.forcing, self.amplitude)
         for start in range(0, order.size, self.chunk):
             members = order[start : start + self.chunk]
-            fields = np.zeros((self.chunk, self.size, self.size), dtype=np.float32)
+            padded = np.zeros((len(fields), self.chunk, self.size, self.size), dtype=np.float32)
             count = np.zeros(self.chunk, dtype=np.int64)
-            fields[: members.size], count[: members.size] = w[members], n[members]
+            count[: members.size] = n[members]
+            for place, given in zip(padded, fields, strict=True):
+                place[: members.size] = given[members]
             dt = t / np.maximum(count, 1)
-            after[members] = advance(fields, count, dt)[: members.size]
+            after[members] = program(padded[0], count, dt, *padded[1:])[: members.size]
         return after
 
     def _plausible(self, before: np.ndarray, after: np.ndarray, t: float) -> np.ndarray:

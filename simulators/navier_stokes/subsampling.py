@@ -21,7 +21,8 @@ def subsample(y: np.ndarray, every: int) -> np.ndarray:
 class Subsampled:
     """A simulator followed by `subsample`: (B, s, s) -> (B, s/every, s/every).
 
-    A failed member stays a row of NaN. Costs what the simulator costs.
+    A failed member stays a row of NaN. Costs what the simulator costs. Has a gradient `vjp` if the
+    simulator has one.
     """
 
     simulator: Callable[[np.ndarray], np.ndarray]
@@ -34,3 +35,22 @@ class Subsampled:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """x: vorticity (B, s, s). Returns (B, s/every, s/every) of the simulator's dtype."""
         return subsample(self.simulator(x), self.every)
+
+    @property
+    def vjp(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """J(x)^T v: (B, s, s), (B, s/every, s/every) -> (B, s, s), of the simulator's dtype.
+
+        Raises AttributeError where the simulator has none, so that `hasattr` tells the truth.
+        """
+        inner = self.simulator.vjp  # pyright: ignore[reportFunctionMemberAccess]
+
+        def pull_back(x: np.ndarray, v: np.ndarray) -> np.ndarray:
+            x, v = np.asarray(x), np.asarray(v)
+            expected = (*x.shape[:1], *(s // self.every for s in x.shape[1:]))
+            if v.shape != expected:
+                raise ValueError(f"v has shape {v.shape}; expected {expected}")
+            spread = np.zeros(x.shape, dtype=v.dtype)
+            spread[..., :: self.every, :: self.every] = v
+            return inner(x, spread)
+
+        return pull_back

@@ -179,6 +179,23 @@ def test_that_the_gradient_is_that_of_central_differences(simulator, images):
     np.testing.assert_allclose(single, gradient, atol=1e-4 * scale)
 
 
+def test_that_a_members_gradient_is_the_same_to_the_last_bit_alone_and_at_any_place(simulator):
+    own = every_product(simulator, dtype="float32")
+    rng = np.random.default_rng(7)
+    x, v = rng.random((40, PIXELS, PIXELS)), rng.standard_normal((40, *own.y_shape))
+    gradient = own.vjp(x, v)
+    order = rng.permutation(len(x))
+    np.testing.assert_array_equal(own.vjp(x[order], v[order]), gradient[order])
+    np.testing.assert_array_equal(own.vjp(x[:1], v[:1]), gradient[:1])
+    v[3, 5] = np.nan
+    spoiled = own.vjp(x, v)
+    assert np.isnan(spoiled[3]).all()
+    np.testing.assert_array_equal(np.delete(spoiled, 3, 0), np.delete(gradient, 3, 0))
+    assert own.vjp(x[:0], v[:0]).shape == (0, PIXELS, PIXELS)
+    with pytest.raises(ValueError, match="v has shape"):
+        own.vjp(x, v[:, :-1])
+
+
 def test_that_the_geometry_of_the_earth_turns_once_a_sidereal_day():
     day = 24 / 1.00273790935
     first, again = (coverage(FIVE, hours=[4.0 + k * day], mjd=57854) for k in (0, 1))
