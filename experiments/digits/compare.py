@@ -47,6 +47,7 @@ from experiments.digits.setting import PROBLEMS, Setting
 from experiments.references.digits import Reference, judged, reference
 
 EXACT = "exact"
+TABLE = ("box", "random", "sr2", "sr4", "blur", "hdr", "phase")
 EXACT_SEED = 1  # the draws that are compared, not those compared with
 COLUMNS = ("calls", "dme", "vjp", "en", "sr", "srp", "cov", "crps", "mis", "ED", "worst", "TV", "s")
 SHORT = {
@@ -256,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--method", nargs="+", required=True, help="methods, each NAME or NAME:field=value,...")
-    add("--problem", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="(all)")
+    add("--problem", nargs="+", choices=PROBLEMS, default=list(TABLE), help=f"({' '.join(TABLE)})")
     add("--truths", type=int, default=10, help="how many truths (10)")
     add("--first", type=int, default=0, help="number of the first truth (0); tune on others")
     add("--noise", type=float, default=0.05, help="standard deviation of a datum (0.05)")

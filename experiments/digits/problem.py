@@ -5,9 +5,9 @@ enkg run experiments/digits/problem.py --problem sr4 --truth 3 --noise 0.1 --gui
 
 The unknown is an image of 8 x 8 points with values about -1 to 1, drawn from a kernel density of
 1,600 handwritten digits: a prior that is far from Gaussian, and exact without training. The
-problems are those of `simulators.small_images`. All posteriors but that of `phase` are known in
-closed form, and for `phase` long tempered chains are stored (`experiments.references.digits`), so
-the figures say how far from the posterior a method is, not how far from the truth:
+problems are those of `simulators.small_images`. The posteriors are known in closed form; for
+`phase` long tempered chains are stored (`experiments.references.digits`), and for `jpeg` there is
+nothing. So the figures say how far from the posterior a method is, not how far from the truth:
 
     error_in_exact_std    of the posterior mean, root mean square over the points
     std_over_exact        standard deviation over the exact one, mean over the points
@@ -20,7 +20,6 @@ Needs the extra `digits`. All methods side by side: experiments/digits/compare.p
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import xarray as xr
 from numpy import ndarray
@@ -28,11 +27,9 @@ from numpy import ndarray
 import enkg
 from enkg.report import blank
 from experiments.digits.setting import Problem, Setting
+from experiments.images.views import GRAYS, as_image, data_field, show
 from experiments.references.digits import Reference, is_known, judged, reference
 from priors import digits
-from simulators import small_images
-
-GRIDS = {"sr2": ("block_row", "block_column"), "sr4": ("block_row", "block_column")}
 
 
 def experiment(
@@ -44,11 +41,13 @@ def experiment(
     """Recovers the image of a digit from data that do not determine it.
 
     Args:
-        problem: box: the central 4 x 4 points are missing. random: 19 points are left. sr2, sr4:
-            means of 2 x 2 or 4 x 4 points. blur: Gaussian blur. hdr: twice the image, clipped.
-            phase: magnitudes of the Fourier transform.
+        problem: denoise: the image itself. box: the central 4 x 4 points are missing. random: 19
+            points are left. sr2, sr4: means of 2 x 2 or 4 x 4 points. blur, motion: Gaussian or
+            motion blur. hdr: twice the image, clipped. quantise: 16 levels. poisson: counts, 20 on
+            average at a white point. phase: magnitudes of the Fourier transform. jpeg: what JPEG
+            leaves.
         truth: Which truth; each number is another draw from the prior.
-        noise: Standard deviation of a datum.
+        noise: Standard deviation of a datum; of no effect on poisson.
         bandwidth: Kernel width h of the prior; below 0.15 the prior is nearly discrete.
     """
     setting = Setting(problem, truth, noise, bandwidth)
@@ -58,20 +57,10 @@ def experiment(
         observation=setting.observation,
         guidance=enkg.WeightedEnKG(members=128),
         unknown=enkg.Field("image", dims=("row", "column"), colour_map="gray"),
-        data=_data(problem),
+        data=data_field(setting.simulator),
         truth=setting.image,
         analyse=AgainstExact(setting) if is_known(setting) else None,
     )
-
-
-def _data(problem: str) -> enkg.Field:
-    places = small_images.PLACES.get(problem)
-    if places is not None:
-        where = {"datum_row": ("datum", places // 8), "datum_column": ("datum", places % 8)}
-        return enkg.Field("value", dims=("datum",), coords=where)
-    if problem == "phase":
-        return enkg.Field("magnitude", dims=("row_frequency", "column_frequency"))
-    return enkg.Field("value", dims=GRIDS.get(problem, ("row", "column")), colour_map="gray")
 
 
 @dataclass(frozen=True)
@@ -91,39 +80,21 @@ class AgainstExact:
         return enkg.Analysis(judged(torch.from_numpy(members), exact))
 
 
-def picture(problem: str, y: ndarray) -> ndarray:
-    """The data as an image, NaN where there are none."""
-    places = small_images.PLACES.get(problem)
-    if places is None:
-        return y
-    image = np.full(64, np.nan)
-    image[places] = y
-    return image.reshape(8, 8)
-
-
 def plot(setting: Setting, members: ndarray, y: ndarray, exact: Reference, path: Path) -> None:
     """Truth and data, means and standard deviations, five members and five exact draws."""
     std = members.std(axis=0, ddof=1)
     largest = float(max(std.max(), exact.std.max()))
     figure = blank(12.5, 4.2)
     rows = figure.subplots(2, 8)
-    known = [("truth", setting.image.numpy()), ("data", picture(setting.problem, y))]
+    known = [("truth", setting.image.numpy()), ("data", as_image(setting.simulator, y))]
     ways = [
         ("", members.mean(axis=0), std, members[:5]),
         ("exact ", exact.mean.numpy(), exact.std.numpy(), exact.draws[:5].numpy()),
     ]
     for row, (title, image), (way, mean, spread, some) in zip(rows, known, ways, strict=True):
-        _draw(row[0], title, image, None if title == "data" else (-1.2, 1.2))
-        _draw(row[1], f"{way}mean", mean, (-1.2, 1.2))
-        _draw(row[2], f"{way}standard deviation", spread, (0.0, largest), "viridis")
+        show(row[0], title, image, None if title == "data" else GRAYS)
+        show(row[1], f"{way}mean", mean)
+        show(row[2], f"{way}standard deviation", spread, (0.0, largest), "viridis")
         for axes, member in zip(row[3:], some, strict=True):
-            _draw(axes, "exact draw" if way else "member", member, (-1.2, 1.2))
+            show(axes, "exact draw" if way else "member", member)
     figure.savefig(path, dpi=130)
-
-
-def _draw(axes, title: str, image: ndarray, span: tuple[float, float] | None, colours="gray"):
-    low, high = span or (None, None)
-    axes.imshow(image, cmap=colours, vmin=low, vmax=high)
-    axes.set_title(title, fontsize=8)
-    axes.set_xticks([])
-    axes.set_yticks([])

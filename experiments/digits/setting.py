@@ -9,16 +9,29 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy import ndarray
 from torch import Tensor
 
 import enkg
 from enkg import random
+from enkg.poisson import Poisson
 from enkg.random import Stream
 from priors import digits
-from simulators import small_images
+from simulators import images, small_images
 
-Problem = Literal["box", "random", "sr2", "sr4", "blur", "hdr", "phase"]
+Problem = Literal[
+    "denoise",
+    "box",
+    "random",
+    "sr2",
+    "sr4",
+    "blur",
+    "motion",
+    "hdr",
+    "quantise",
+    "poisson",
+    "phase",
+    "jpeg",
+]
 PROBLEMS: tuple[str, ...] = get_args(Problem)
 TRUTH_SEED = 0
 NOISE_SEED = 1000
@@ -26,7 +39,10 @@ NOISE_SEED = 1000
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides the data. noise: standard deviation of a datum; bandwidth: h of the prior."""
+    """What decides the data. bandwidth: h of the prior.
+
+    noise: standard deviation of a datum; `poisson` has that of counts, whatever is given.
+    """
 
     problem: str
     truth: int = 0
@@ -63,13 +79,18 @@ class Setting:
 
     @cached_property
     def observation(self) -> enkg.Observation:
-        exact = enkg.Observation(self.simulator(self.image[None].numpy())[0], std=self.noise)
+        clean = self.simulator(self.image[None].numpy())[0]
         seed = NOISE_SEED + self.truth
+        if self.problem == "poisson":
+            generator = random.generators(seed, Stream.SYNTHETIC, [0], 0)[0]
+            return Poisson(generator.poisson(clean))
+        exact = enkg.Observation(clean, std=self.noise)
         return enkg.Observation(exact.perturb(exact.y, seed=seed), std=self.noise)
 
-    def simulator(self, x: ndarray) -> ndarray:
-        """The operator of the problem, (B, 8, 8) to (B, *Y)."""
-        return small_images.OPERATORS[self.problem](x)
+    @property
+    def simulator(self) -> images.Operator:
+        """The operator of the problem, (B, 8, 8) to (B, *Y), with what it offers beside."""
+        return small_images.OPERATORS[self.problem]
 
     @property
     def linear(self) -> bool:

@@ -8,9 +8,10 @@ estimation using Gaussian sums"): with S = h^2 A A^T + s^2 I,
     mean_i   = x_i + h^2 A^T S^-1 (y - A x_i)
     cov      = h^2 I - h^4 A^T S^-1 A            the same for all i
 
-`hdr` acts on each point by itself, so its posterior is a mixture of products of truncated normals
-(`experiments.references.digits_hdr`); `phase` has no closed form, and long tempered chains are
-stored for it (`experiments.references.digits_phase`).
+`hdr`, `quantise` and `poisson` act on each point by itself, so their posteriors are mixtures of
+products of laws of one variable (`experiments.references.digits_pointwise`); `phase` has no closed
+form, and long tempered chains are stored for it (`experiments.references.digits_phase`). For `jpeg`
+there is nothing.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
+import enkg
 from enkg import metrics, random
 from enkg.random import Stream
 from experiments.digits.setting import Setting
@@ -48,24 +50,26 @@ def reference(setting: Setting, draws: int = DRAWS, seed: int = 0) -> Reference:
     """The exact posterior of a setting, with so many draws of their own seed.
 
     `phase` is there for a few settings, with at most as many draws as are stored; InputError for
-    others. No simulator call.
+    others, and for `jpeg`. No simulator call.
     """
+    if setting.problem == "jpeg":
+        raise enkg.InputError("no posterior is known for jpeg: there is no closed form")
     if setting.problem == "phase":
         from experiments.references import digits_phase
 
         return digits_phase.stored(setting, draws)
     generator = random.generators(seed, Stream.REFERENCE, [setting.truth], 0)[0]
-    if setting.problem == "hdr":
-        from experiments.references import digits_hdr
+    if setting.linear:
+        return linear(setting, draws, generator)
+    from experiments.references import digits_pointwise
 
-        return digits_hdr.posterior(setting, draws, generator)
-    return linear(setting, draws, generator)
+    return digits_pointwise.posterior(setting, draws, generator)
 
 
 def is_known(setting: Setting) -> bool:
     """Whether `reference` has an answer for this setting."""
     if setting.problem != "phase":
-        return True
+        return setting.problem != "jpeg"
     from experiments.references import digits_phase
 
     return digits_phase.name(setting) in digits_phase.names(digits_phase.FILE)

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import enkg
+from enkg import abilities
 
 pytest.importorskip("sklearn")
 from experiments.digits import compare, problem
 from experiments.digits.setting import PROBLEMS, Setting
+from experiments.images.views import as_image
 from priors import digits
 
 
@@ -59,13 +61,21 @@ def test_that_every_problem_is_an_experiment(name):
     y = given.simulator(np.asarray(prior.draw(0, range(3), 0)))  # type: ignore[attr-defined]
     assert y.shape == (3, *observation.y.shape)
     assert torch.equal(given.truth, Setting(name, 1).image)
-    assert problem.picture(name, observation.y.numpy()).ndim == 2
+    assert as_image(Setting(name).simulator, observation.y.numpy()).ndim == 2
+
+
+def test_that_the_simulator_of_a_problem_is_the_operator_with_what_it_offers():
+    for name in ("box", "motion", "blur"):
+        assert abilities.of(problem.experiment(name).simulator).svd is not None
+    assert abilities.of(problem.experiment("hdr").simulator).names() == ("vjp", "pinv")
+    assert abilities.of(problem.experiment("jpeg").simulator).names() == ("pinv",)
 
 
 def test_that_phase_is_judged_where_its_posterior_is_kept():
     assert problem.experiment("phase", truth=0).analyse is not None
     assert problem.experiment("phase", truth=77).analyse is None
     assert problem.experiment("hdr", truth=77).analyse is not None
+    assert problem.experiment("jpeg").analyse is None
 
 
 def test_that_a_run_is_judged_by_the_exact_posterior(tmp_path):

@@ -14,13 +14,14 @@ from tests.enkg.problems import normal
 
 pytest.importorskip("sklearn")
 from experiments.digits.setting import PROBLEMS, Setting
-from experiments.references import digits_hdr as hdr
 from experiments.references import digits_phase
+from experiments.references import digits_pointwise as pointwise
 from experiments.references.digits import condition, judged, reference
 from experiments.references.tempered import Tempering, tempered
 from priors import digits
+from simulators import small_images
 
-CLOSED = [p for p in PROBLEMS if p != "phase"]
+CLOSED = [p for p in PROBLEMS if p not in ("phase", "jpeg")]
 
 
 @cache
@@ -51,16 +52,21 @@ def test_that_the_mixture_posterior_is_that_of_importance_sampling():
     assert float((weights - shares).abs().max()) < 0.005
 
 
+@pytest.mark.parametrize("problem", ["hdr", "quantise"])
 @pytest.mark.parametrize(("m", "y"), [(0.0, 0.1), (0.55, 0.97), (-0.9, -1.02), (0.3, 0.9), (1, -1)])
-def test_that_the_pieces_of_high_dynamic_range_are_those_of_quadrature(m, y):
+def test_that_the_pieces_of_pointwise_operators_are_those_of_quadrature(problem, m, y):
     h, s = 0.2, 0.05
+    operator, pieces = small_images.OPERATORS[problem], pointwise.PIECES[problem]
 
     def density(x, power=0):
         prior = np.exp(-0.5 * ((x - m) / h) ** 2) / (h * np.sqrt(2 * np.pi))
-        residual = y - np.clip(2 * x, -1, 1)
+        residual = y - operator(np.full((1, 8, 8), x))[0, 0, 0]
         return x**power * prior * np.exp(-0.5 * (residual / s) ** 2) / (s * np.sqrt(2 * np.pi))
 
-    edges = sorted({-3.0, -0.5, 0.5, 3.0, *np.linspace(y / 2 - 0.2, y / 2 + 0.2, 5)})
+    if problem == "hdr":
+        edges = sorted({-3.0, -0.5, 0.5, 3.0, *np.linspace(y / 2 - 0.2, y / 2 + 0.2, 5)})
+    else:
+        edges = [-3.0, *(np.arange(15) * 2 + 1) / 15 - 1, 3.0]
     moments = [
         sum(
             quad(density, low, high, (power,), epsabs=0, epsrel=1e-9)[0]
@@ -68,24 +74,51 @@ def test_that_the_pieces_of_high_dynamic_range_are_those_of_quadrature(m, y):
         )
         for power in range(3)
     ]
-    points = hdr.pieces(np.array([m], dtype=float), np.array([y]), h, s)
-    evidence = hdr.log_evidence(np.array([[m]], dtype=float), np.array([y]), h, s)
+    points = pieces(np.array([m], dtype=float), np.array([y]), h, s)
+    law = pointwise.Piecewise(pieces, np.array([y]), h, s)
+    evidence = law.log_evidence(np.array([[m]], dtype=float))
     assert evidence[0] == pytest.approx(np.log(moments[0]), abs=1e-7)
-    first, second = hdr.moments(points)
+    first, second = pointwise.moments(points)
     assert first[0] == pytest.approx(moments[1] / moments[0], abs=1e-7)
     assert second[0] == pytest.approx(moments[2] / moments[0], abs=1e-7)
+
+
+def test_that_the_grid_of_counts_is_fine_enough_for_quadrature():
+    setting = Setting("poisson", 2)
+    law, y = pointwise.counted(setting), setting.observation.y.flatten().numpy()
+    values = np.array([-1.0, -0.25, 1.0])
+    m = np.repeat(values[:, None], 64, axis=1)
+    first, second = law.moments(m)
+    total = law._mass[0][law._places(m)]
+    for k, value in enumerate(values):
+        for j in (int(y.argmin()), int(y.argmax()), 20):
+
+            def density(x, power=0, value=value, j=j):
+                rate = 20 * max((x + 1) / 2, 1e-3)
+                prior = np.exp(-0.5 * ((x - value) / 0.2) ** 2) / (0.2 * np.sqrt(2 * np.pi))
+                return x**power * prior * rate ** y[j] * np.exp(-rate)
+
+            edges = [-2.6, -0.998, *np.linspace(-0.9, 2.6, 8)]
+            moments = [
+                sum(quad(density, a, b, (p,), epsabs=0, epsrel=1e-9)[0] for a, b in pairwise(edges))
+                for p in range(3)
+            ]
+            assert total[k, j] == pytest.approx(np.log(moments[0]), abs=1e-5)
+            assert first[k, j] == pytest.approx(moments[1] / moments[0], abs=1e-5)
+            assert second[k, j] == pytest.approx(moments[2] / moments[0], abs=1e-5)
 
 
 def test_that_draws_of_truncated_normals_have_their_law():
     # Of 20,000 draws: standard errors below .01 of the standard deviation.
     generator = np.random.default_rng(0)
-    for m, y in ((0.0, 0.1), (0.55, 0.97), (-0.9, -1.02), (0.47, 0.95)):
-        points = hdr.pieces(np.full(20_000, m), np.full(20_000, y), 0.2, 0.05)
-        x = hdr.sample(points, generator)
-        first, second = hdr.moments(points)
-        std = np.sqrt(second[0] - first[0] ** 2)
-        assert abs(x.mean() - first[0]) < 0.03 * std
-        assert x.std() == pytest.approx(std, rel=0.03)
+    for pieces in pointwise.PIECES.values():
+        for m, y in ((0.0, 0.1), (0.55, 0.97), (-0.9, -1.02), (0.47, 0.95)):
+            points = pieces(np.full(20_000, m), np.full(20_000, y), 0.2, 0.05)
+            x = pointwise.sample(points, generator)
+            first, second = pointwise.moments(points)
+            std = np.sqrt(second[0] - first[0] ** 2)
+            assert abs(x.mean() - first[0]) < 0.03 * std
+            assert x.std() == pytest.approx(std, rel=0.03)
 
 
 # --- references agree with themselves -------------------------------------------------------
@@ -108,7 +141,7 @@ def test_that_draws_of_two_seeds_have_one_law_and_half_as_wide_ones_do_not(probl
     found, other = exact(problem), reference(Setting(problem), 512, seed=5).draws
     assert abs(metrics.energy_distance(other, found.draws)) < 0.02
     narrow = found.mean + 0.5 * (other - found.mean)
-    assert metrics.energy_distance(narrow, found.draws) > 0.03
+    assert metrics.energy_distance(narrow, found.draws) > 0.04 * float(found.std.norm())
 
 
 @pytest.mark.parametrize("problem", CLOSED)
@@ -196,6 +229,8 @@ def test_that_the_kept_posteriors_of_phase_fit_and_agree(noise):
         assert against["std_over_exact"] == pytest.approx(1, abs=0.1)
 
 
-def test_that_settings_without_a_kept_posterior_are_refused():
+def test_that_settings_without_a_known_posterior_are_refused():
+    with pytest.raises(enkg.InputError, match="jpeg"):
+        reference(Setting("jpeg"))
     with pytest.raises(enkg.InputError, match="truth 77"):
         reference(Setting("phase", 77))
