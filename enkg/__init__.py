@@ -9,6 +9,8 @@ Start with `Experiment` and `run`; `enkg --help` lists what the command line doe
 __version__ = "0.4.0"
 
 from enkg import comm
+from enkg.ablation import Ablation
+from enkg.bridge import differentiable, jax_vjp, torch_vjp
 from enkg.calibrate import Calibration, calibrate
 from enkg.errors import EnkgError, EnsembleFailure, InputError, MissingCapability, StoreError
 from enkg.execute import Cached, Function, Pool, Program, UMBridge
@@ -16,26 +18,49 @@ from enkg.experiment import Experiment
 from enkg.failure import Cause, Failure, FailurePolicy
 from enkg.field import Field
 from enkg.guidance import (
+    ADMMTV,
+    DAPS,
+    DDNM,
+    DDRM,
     DPG,
+    DPS,
     EKI,
+    ER,
     ESMDA,
     GSG,
+    HIO,
+    ILVR,
+    MCG,
     METHODS,
+    MMPS,
+    OSS,
+    PSLD,
     SCG,
     SLR,
+    ConjugatePiGDM,
     DAEnK,
+    DiffPIR,
     EKIPublished,
     EnKG,
     EnKGPublished,
     Guidance,
     Info,
+    LatentDAPS,
+    PiGDM,
+    PnPADMM,
     Polish,
+    REDdiff,
+    ReSample,
+    ScoreALD,
+    SDEdit,
     SplitGibbs,
     State,
     WeightedEnKG,
 )
+from enkg.latent import latent
 from enkg.low import Low
 from enkg.observation import Observation
+from enkg.poisson import Poisson
 from enkg.prior import Gaussian, Mixture, Prior
 from enkg.report import Analysis, Table
 from enkg.run import run
@@ -47,19 +72,34 @@ from enkg.transform import Eigenbasis, Identity, RealFourier
 from enkg.units import Affine, Log, Units
 
 __all__ = [
+    "ADMMTV",
+    "DAPS",
+    "DDNM",
+    "DDRM",
     "DPG",
+    "DPS",
     "EKI",
+    "ER",
     "ESMDA",
     "GSG",
+    "HIO",
+    "ILVR",
+    "MCG",
     "METHODS",
+    "MMPS",
+    "OSS",
+    "PSLD",
     "SCG",
     "SLR",
+    "Ablation",
     "Affine",
     "Analysis",
     "Cached",
     "Calibration",
     "Cause",
+    "ConjugatePiGDM",
     "DAEnK",
+    "DiffPIR",
     "EKIPublished",
     "Eigenbasis",
     "EnKG",
@@ -78,17 +118,25 @@ __all__ = [
     "Identity",
     "Info",
     "InputError",
+    "LatentDAPS",
     "Log",
     "Low",
     "MissingCapability",
     "Mixture",
     "Observation",
+    "PiGDM",
+    "PnPADMM",
+    "Poisson",
     "Polish",
     "Pool",
     "Prior",
     "Program",
+    "REDdiff",
+    "ReSample",
     "RealFourier",
     "Result",
+    "SDEdit",
+    "ScoreALD",
     "Simulator",
     "SplitGibbs",
     "State",
@@ -99,8 +147,12 @@ __all__ = [
     "WeightedEnKG",
     "calibrate",
     "comm",
+    "differentiable",
     "export_netcdf",
+    "jax_vjp",
+    "latent",
     "open",
     "run",
     "summary",
+    "torch_vjp",
 ]
