@@ -1,4 +1,4 @@
-"""The command line: enkg run, resume, calibrate, submit, status, check, new, serve, list, ..."""
+"""The command line: enkg run, resume, calibrate, ablate, submit, status, check, new, list, ..."""
 
 import dataclasses
 import inspect
@@ -15,7 +15,18 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 import enkg
-from enkg import calibration_report, findings, grid, report, serve, slurm, status, stop, store
+from enkg import (
+    ablation_command,
+    calibration_report,
+    findings,
+    grid,
+    report,
+    serve,
+    slurm,
+    status,
+    stop,
+    store,
+)
 from enkg.build import Options, described
 from enkg.calibrate import NUMBERS, calibrate, is_calibration, numbers
 from enkg.check import check
@@ -28,7 +39,7 @@ from enkg.experiment import Experiment
 from enkg.guidance import METHODS
 from enkg.load import discover, project_root
 from enkg.machine import own_cores, threads
-from enkg.options import Calibrate, Check, Export, List, New, Resume, Run, Show, Status
+from enkg.options import Ablate, Calibrate, Check, Export, List, New, Resume, Run, Show, Status
 from enkg.progress import Truths, Watch, calls
 from enkg.run import run
 from enkg.scaffold import new_simulator, next_steps
@@ -50,6 +61,7 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Resume, tyro.conf.subcommand("resume")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
+    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Submit, tyro.conf.subcommand("submit")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Check, tyro.conf.subcommand("check")]
@@ -75,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = given[0]
     whole = {"run": _run, "calibrate": _calibrate, "check": _check, "submit": _submit}
+    whole |= {"ablate": _ablate}
     try:
         with stop.signals():
             if command in whole:
@@ -92,13 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as error:
-        runs = command in ("run", "resume", "calibrate")
+        runs = command in ("run", "resume", "calibrate", "ablate")
         by, code = "stopped by the keyboard", 130
         if isinstance(error, stop.Stopped):
             by, code = str(error), error.code if runs else stop.AT_ONCE
         left = "; the run is not finished: enkg resume goes on with it" if runs else ""
-        if command == "calibrate":
-            left = "; the calibration is not finished: the same command goes on with it"
+        if command in ("calibrate", "ablate"):
+            what = {"calibrate": "calibration", "ablate": "ablation"}[command]
+            left = f"; the {what} is not finished: the same command goes on with it"
         Console(stderr=True).print(f"{by}{left}", highlight=False, soft_wrap=True)
         return code
 
@@ -261,7 +275,13 @@ def _crew(comm: Comm, experiment: Experiment, out: Path) -> Crew | None:
     return Crew(ranks, experiment.simulator)
 
 
+def _ablate(given: list[str]) -> int:
+    return ablation_command.ablate(given, console)
+
+
 def _submit(given: list[str]) -> int:
+    if ablation_command.is_one(given):
+        return ablation_command.submit(given, console)
     options, experiment, rest = described(Submit, "submit", given, console)
     runs = [experiment]
     if options.vary:  # a mistake is told now, not in the queue
@@ -349,7 +369,9 @@ def _differences(method: Any) -> str:
 
 
 def _show(command: Show) -> int:
-    if is_calibration(command.directory):
+    if ablation_command.is_ablation(command.directory):
+        ablation_command.show(command.directory, console)
+    elif is_calibration(command.directory):
         calibration_report.show(numbers(command.directory), console)
     else:
         report.show(store.summary(command.directory), console)

@@ -1,6 +1,7 @@
 """The experiment that a command line describes: the file, its arguments, its fields."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ def described(
     options, rest = tyro.cli(kind, args=rest, prog=f"enkg {verb}", return_unknown_args=True)
     found = load(options.file)
     if wants_help:
-        _print_help(lambda: tyro.cli(kind, args=["--help"], prog=f"enkg {verb}"))
+        print_help(lambda: tyro.cli(kind, args=["--help"], prog=f"enkg {verb}"))
         console.print(f"[bold]What {options.file} accepts besides[/]")
     return options, _built(options, verb, found, rest, wants_help), rest
 
@@ -59,7 +60,7 @@ def _built(
         experiment = found
     else:
         if wants_help:
-            _print_help(lambda: tyro.cli(found, args=["--help"], prog=program, config=CONFIG))
+            print_help(lambda: tyro.cli(found, args=["--help"], prog=program, config=CONFIG))
         experiment, rest = guarded(
             options.file,
             lambda: tyro.cli(
@@ -73,9 +74,7 @@ def _built(
             )
     if options.guidance is not None:
         if options.guidance not in METHODS:
-            raise InputError(
-                f"there is no guidance method {options.guidance!r}; there are {', '.join(METHODS)}"
-            )
+            raise InputError(_unknown(options.guidance))
         experiment = dataclasses.replace(experiment, guidance=METHODS[options.guidance])
     return tyro.cli(
         Experiment,
@@ -86,6 +85,14 @@ def _built(
     )
 
 
-def _print_help(show: Callable[[], Any]) -> None:
+def _unknown(name: str) -> str:
+    """What to say of a method that is not there."""
+    near = difflib.get_close_matches(name.lower(), METHODS, n=4, cutoff=0.5)
+    hint = f"the nearest are {', '.join(near)}; " if near else ""
+    return f"there is no guidance method {name!r}; {hint}`enkg list` shows all"
+
+
+def print_help(show: Callable[[], Any]) -> None:
+    """Prints the help of a command and goes on."""
     with suppress(SystemExit):
         show()

@@ -37,3 +37,7 @@ class EnsembleFailure(EnkgError, RuntimeError):
 
 class StoreError(EnkgError, OSError):
     """A run directory is in use, missing or unfinished."""
+
+
+class InUse(StoreError):
+    """Another process is writing into the run directory."""

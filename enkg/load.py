@@ -1,14 +1,15 @@
 """Experiment files: Python that defines `experiment`, and how the command line finds them.
 
-`experiment` is an `Experiment`, or a function with typed arguments that returns one. The project's
-root (the nearest folder above with a pyproject.toml or a .git) goes on the import path, so that the
-file may import its neighbours.
+`experiment` is an `Experiment`, or a function with typed arguments that returns one; so is the
+`ablation` of a file for `enkg ablate`. The project's root (the nearest folder above with a
+pyproject.toml or a .git) goes on the import path, so that the file may import its neighbours.
 """
 
 import ast
 import importlib.util
 import inspect
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,37 @@ class UserCodeError(InputError):
 
 def load(file: Path) -> Experiment | Callable[..., Experiment]:
     """What the file defines as `experiment`."""
+    return defined(
+        file,
+        "experiment",
+        Experiment,
+        "experiment = enkg.Experiment(...), or a function of that name that returns one",
+    )
+
+
+def defined(file: Path, name: str, kind: type, expected: str) -> Any:
+    """What the file defines by this name: an object of that kind, or a function that returns one.
+
+    expected: for the message where there is no such name.
+    """
+    found = getattr(module(file), name, None)
+    if found is None:
+        [other] = {"experiment", "ablation"} - {name}
+        advice = ""
+        if other in names(file):
+            verb = {"experiment": "run", "ablation": "ablate"}[other]
+            advice = f". It defines `{other}`, which is for: enkg {verb} {file}"
+        raise InputError(f"{file} defines no `{name}`; expected {expected}{advice}")
+    if not isinstance(found, kind) and not inspect.isfunction(found):
+        raise InputError(
+            f"`{name}` in {file} is a {type(found).__name__}; expected an enkg.{kind.__name__} or "
+            "a function that returns one"
+        )
+    return found
+
+
+def module(file: Path) -> types.ModuleType:
+    """The file, imported. Raises InputError where there is none, UserCodeError where it raises."""
     if not file.is_file():
         raise InputError(
             f"there is no file {file}; the experiment file comes right after the command"
@@ -37,23 +69,12 @@ def load(file: Path) -> Experiment | Callable[..., Experiment]:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[name] = found
     try:
-        guarded(file, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+        guarded(file, lambda: spec.loader.exec_module(found))  # type: ignore[union-attr]
     except SystemExit as error:
         raise UserCodeError(f"{file} called exit({error.code}) while it was read") from error
-    found = getattr(module, "experiment", None)
-    if found is None:
-        raise InputError(
-            f"{file} defines no `experiment`; expected experiment = enkg.Experiment(...), or a "
-            "function of that name that returns one"
-        )
-    if not isinstance(found, Experiment) and not inspect.isfunction(found):
-        raise InputError(
-            f"`experiment` in {file} is a {type(found).__name__}; expected an enkg.Experiment or a "
-            "function that returns one"
-        )
     return found
 
 
@@ -96,31 +117,41 @@ class Found:
 
 
 def discover(root: Path) -> dict[str, list[Found]]:
-    """Experiments, priors and simulators below a project's root, without running any of them."""
-    out: dict[str, list[Found]] = {}
+    """Experiments, ablations, priors and simulators of a project, without running any of them."""
+    out: dict[str, list[Found]] = {"experiments": [], "ablations": []}
     for room in ("experiments", "priors", "simulators"):
-        out[room] = []
         patterns = ("**/*.py",) if room == "experiments" else ("*.py", "*/__init__.py")
         for file in sorted(f for p in patterns for f in (root / room).glob(p)):
             try:
-                module = ast.parse(file.read_text())
+                tree = ast.parse(file.read_text())
             except (SyntaxError, UnicodeDecodeError):
                 continue
-            if room == "experiments" and not _defines_experiment(module):
-                continue
-            text = (ast.get_docstring(module) or "").strip()
+            rooms = [room]
+            if room == "experiments":
+                rooms = [f"{n}s" for n in ("experiment", "ablation") if n in _names(tree)]
+            text = (ast.get_docstring(tree) or "").strip()
             if text:
                 path = file.parent if file.name == "__init__.py" else file
-                out[room].append(Found(str(path.relative_to(root)), text.splitlines()[0]))
+                found = Found(str(path.relative_to(root)), text.splitlines()[0])
+                for each in rooms:
+                    out.setdefault(each, []).append(found)
     return out
 
 
-def _defines_experiment(module: ast.Module) -> bool:
-    for node in module.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "experiment":
-            return True
+def names(file: Path) -> set[str]:
+    """What a file itself defines, without running it; nothing where it cannot be read."""
+    try:
+        return _names(ast.parse(file.read_text()))
+    except (OSError, SyntaxError, ValueError):
+        return set()
+
+
+def _names(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
         targets = node.targets if isinstance(node, ast.Assign) else []
         targets += [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(t, ast.Name) and t.id == "experiment" for t in targets):
-            return True
-    return False
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found

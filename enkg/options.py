@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from enkg.comm import Kind
 from enkg.scaffold import Language
+from enkg.slurm_options import Repeated
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,46 @@ class Calibrate:
 
 
 @dataclass(frozen=True)
+class Ablate:
+    """Run a grid of experiments: methods, noise levels, budgets, seeds; end in tables and figures.
+
+    FILE defines `ablation`: an enkg.Ablation, or a function with typed arguments that returns one;
+    the arguments can be given after FILE, such as --quick. Each combination is a cell, a run with a
+    directory of its own. Given again, the command goes on: finished cells stay, others are tried
+    again, new ones are added. A cell that fails leaves the others alone; the exit code is 1 then.
+    With SLURM: enkg submit FILE runs the cells as an array job.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file of the ablation."""
+    out: Path | None = None
+    """Where the cells go; runs/NAME-OF-FILE if not given, with -quick behind it for --quick."""
+    only: Repeated = ()
+    """AXIS=LABEL,LABEL,...: run and show these alone; several times."""
+    workers: int = 1
+    """Cells at a time, each in a process of its own on this machine."""
+    dry_run: bool = False
+    """Print the cells and what they cost at most, and run nothing."""
+    only_gather: bool = False
+    """Run nothing; make tables and figures of the cells that are finished."""
+    resume: bool = False
+    """Go on with what is there, which the command does anyway."""
+    force: bool = False
+    """Keep, and go on with, cells whose experiment has changed."""
+    time_limit: str | None = None
+    """Stop after H:MM:SS and end with exit code 75; the same command goes on."""
+    cell: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Run this cell alone, by its number, and make no tables: what the tasks of a job do."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+
+@dataclass(frozen=True)
 class Status:
     """Show how far a run is, from another terminal or another node.
 
     Says whether it runs, was stopped, was killed, or is finished, and what to do then. For a
-    directory of runs (enkg submit --vary), one line for each.
+    directory of runs (enkg submit --vary, enkg ablate), one line for each.
     """
 
     directory: tyro.conf.Positional[Path]
@@ -109,7 +145,7 @@ class Status:
 
 @dataclass(frozen=True)
 class List:
-    """List the experiments, guidance methods, priors and simulators that enkg can see from here."""
+    """List the experiments, ablations, methods, priors and simulators that enkg sees from here."""
 
     root: tyro.conf.Positional[Path | None] = None
     """The project to look at; the one around the working directory if not given."""
@@ -117,10 +153,10 @@ class List:
 
 @dataclass(frozen=True)
 class Show:
-    """Print the numbers of a finished run, and whether it can be trusted, or of a calibration."""
+    """Print the numbers of a finished run, of a calibration, or of an ablation."""
 
     directory: tyro.conf.Positional[Path]
-    """The directory of the run or of the calibration."""
+    """The directory of the run, the calibration or the ablation."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from enkg.ablation_cells import Entry, Standing, named
 from enkg.beat import clock
 from enkg.calibration import Score
 from enkg.experiment import Experiment
@@ -144,6 +145,68 @@ class Truths:
             "trusted" if found.trusted else "not trusted",
         )
         self.console.print(" ".join(cells), highlight=False)
+
+
+class Cells:
+    """Shows how far an ablation is: a line for each cell, and bars where somebody watches (an
+    `enkg.ablation.Witness`)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[of]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("cells", total=None, of="")
+        self.cell: TaskID | None = None
+        self.done = self.total = 0
+
+    def __enter__(self) -> "Cells":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def planned(self, cells: int) -> None:
+        self.total = cells
+        self.bar.update(self.task, total=cells, of=f"0 of {cells}")
+
+    def begun(self, entry: Entry) -> None:
+        self.cell = self.bar.add_task(named(entry.labels), total=1.0, of="")
+
+    def started(self, experiment: Experiment, sweeps: int) -> None: ...
+
+    def simulating(self, done: int, total: int) -> None:
+        if self.cell is not None:
+            self.bar.update(self.cell, of=f"member {done} of {total}")
+
+    def stepped(self, info: Info, row: Mapping[str, float]) -> None:
+        if self.cell is not None:
+            self.bar.update(self.cell, completed=info.progress)
+
+    def ended(self) -> None: ...
+
+    def scored(self, found: Standing) -> None:
+        if self.cell is not None:
+            self.bar.remove_task(self.cell)
+            self.cell = None
+        self.done += 1
+        self.bar.update(self.task, completed=self.done, of=f"{self.done} of {self.total}")
+        width = len(str(self.total))
+        words = [f"{self.done:{width}}/{self.total}  {named(found.entry.labels)}: {found.state}"]
+        if found.reason:
+            words.append(found.reason)
+        else:
+            calls = found.measures.get("calls")
+            words += [f"{calls:,.0f} calls"] if calls is not None else []
+            words.append(f"{found.seconds:.1f} s")
+        self.console.print(", ".join(words), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

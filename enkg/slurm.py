@@ -1,4 +1,4 @@
-"""enkg submit: a run, or a grid of runs, as a job on a cluster with SLURM.
+"""enkg submit: a run, a grid of runs, or an ablation, as a job on a cluster with SLURM.
 
 In the run directory, or the grid's folder:
 
@@ -6,6 +6,7 @@ In the run directory, or the grid's folder:
     job.id             number of the job that was submitted last
     job-JOB.log        what the script itself and srun say
     grid.json          the combinations of a grid (see `enkg.grid`)
+    ablation.json      the cells of an ablation (see `enkg.ablation_cells`)
 
 and in each run directory, where all that belongs to the job is called job something:
 
@@ -17,7 +18,8 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -32,28 +34,48 @@ __all__ = ["JOB", "SCRIPT", "Submit", "in_queue", "submit"]
 SCRIPT, JOB, CODE = "job.sh", "job.id", "job.rc"
 SINGLE = ("experiment.json", CODE)
 """One of these is in a folder that a single run has made."""
-OURS = (*SINGLE, SCRIPT, grid.FILE)
+ABLATION = "ablation.json"
+OURS = (*SINGLE, SCRIPT, grid.FILE, ABLATION)
 """One of these is in a folder that a run or a job has made."""
 
 
-def submit(options: Submit, rest: list[str], console: Console, program: Sequence[str] = ()) -> int:
+@dataclass(frozen=True)
+class Cells:
+    """Of an ablation. numbers: those that are not finished. save: writes the plan of them all."""
+
+    numbers: Sequence[int]
+    total: int
+    save: Callable[[], None]
+
+
+def submit(
+    options: Submit,
+    rest: list[str],
+    console: Console,
+    program: Sequence[str] = (),
+    cells: Cells | None = None,
+) -> int:
     """Writes the batch script and submits it; returns the exit code, which is 0.
 
     rest: the experiment's own arguments, as `enkg run` takes them. program: what takes the place of
-    `python -m enkg` in the job.
+    `python -m enkg` in the job. cells: where the file is that of an ablation.
 
     Raises InputError for options that no job can have, where there is no SLURM, and where SLURM
     refuses; StoreError where the run directory is in use or finished.
     """
-    check(options)
+    array = cells is not None or bool(options.vary)
+    check(options, array)
     folder = options.directory
     _check_vary(options, rest)
     if not options.file.is_file():
         raise InputError(f"there is no experiment file {options.file}")
+
+    def written() -> tuple[Sequence[int], str]:
+        indexes = _missing(options, rest) if cells is None else cells.numbers
+        return indexes, script(options, rest, indexes, program, cells is not None)
+
     if options.dry_run:
-        console.out(
-            script(options, rest, _missing(options, rest), program), end="", highlight=False
-        )
+        console.out(written()[1], end="", highlight=False)
         return 0
     if shutil.which("sbatch") is None:
         raise InputError(
@@ -62,20 +84,27 @@ def submit(options: Submit, rest: list[str], console: Console, program: Sequence
         )
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    indexes = _missing(options, rest)
-    if options.vary:
-        total = len(grid.grid(options.vary))
+    indexes, text = written()
+    if array:
+        total = cells.total if cells is not None else len(grid.grid(options.vary))
+        what = "runs" if cells is None else "cells"
         if not indexes:
-            _say(console, f"all {total} runs of {folder} are finished; nothing to submit")
+            _say(console, f"all {total} {what} of {folder} are finished; nothing to submit")
             return 0
         if len(indexes) < total:
-            _say(console, f"{total - len(indexes)} of {total} runs are finished; they stay")
-        grid.save(folder, _grid(options, rest))
+            _say(console, f"{total - len(indexes)} of {total} {what} are finished; they stay")
+        if cells is None:
+            grid.save(folder, _grid(options, rest))
+        else:
+            cells.save()
     file = folder / SCRIPT
-    _write(file, script(options, rest, indexes, program), 0o755)
+    _write(file, text, 0o755)
     job = _sbatch(file)
     _write(folder / JOB, f"{job}\n", 0o644)
-    _tell(options, job, len(indexes), console)
+    _tell(options, job, len(indexes), console, cells is not None)
+    if cells is not None:
+        words = ["enkg", "ablate", str(options.file), *rest, "--out", _shown(folder)]
+        _say(console, f"  {'table':<8}{shlex.join(words)} --only-gather")
     return 0
 
 
@@ -144,6 +173,8 @@ def _missing(options: Submit, rest: Sequence[str]) -> list[int]:
     Raises StoreError if the folder holds something else.
     """
     folder = options.directory
+    if (folder / ABLATION).is_file():
+        raise StoreError(f"{folder} holds an ablation; give another --out")
     if grid.exists(folder):
         if not options.vary:
             raise StoreError(f"{folder} holds a grid, no single run; give another --out")
@@ -176,18 +207,20 @@ def _sbatch(file: Path) -> str:
     return job
 
 
-def _tell(options: Submit, job: str, runs: int, console: Console) -> None:
-    folder = options.directory
-    shown = shlex.quote(
-        os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    )
+def _shown(folder: Path) -> str:
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def _tell(options: Submit, job: str, runs: int, console: Console, cells: bool) -> None:
+    shown, array = shlex.quote(_shown(options.directory)), cells or bool(options.vary)
     nodes = f"{options.nodes} node{'s' * (options.nodes > 1)}"
     ranks = f"{options.ranks} rank{'s' * (options.ranks > 1)}"
-    many = f", {runs} run{'s' * (runs > 1)} of" if options.vary else ","
+    what = "cell" if cells else "run"
+    many = f", {runs} {what}{'s' * (runs > 1)} of" if array else ","
     _say(console, f"submitted job {job}{many} {nodes} and {ranks}")
     last = "R" if options.ranks > 1 else "0"
     lines = [("script", f"{shown}/{SCRIPT}")]
-    if options.vary:
+    if array:
         lines += [("logs", f"{shown}/job-{job}_K.log, {shown}/KKKK/job-rank-{last}.log")]
     else:
         lines += [("logs", f"{shown}/job-{job}.log, {shown}/job-rank-{last}.log")]

@@ -24,10 +24,13 @@ class Submit:
 
     With --vary the job is an array: one run for each combination of the values, in DIR/0000,
     DIR/0001 and so on. The same command again submits only those that have no finished run.
+
+    For a file that defines `ablation` (see enkg ablate) the job is an array with a task for each
+    cell that is not finished; `enkg ablate FILE --only-gather` makes the tables of it.
     """
 
     file: tyro.conf.Positional[Path]
-    """The experiment file."""
+    """The experiment file, or that of an ablation."""
     out: Path | None = None
     """The run directory; runs/NAME-OF-FILE if not given. All nodes must see it."""
     nodes: int = 1
@@ -70,7 +73,7 @@ class Submit:
     vary: Repeated = ()
     """NAME=V1,V2,...: run the experiment for each value of this argument; several times."""
     at_once: int | None = None
-    """With --vary: how many runs may be at work at the same time."""
+    """With --vary, or an ablation: how many runs may be at work at the same time."""
     guidance: str | None = None
     """Use this method or preset, with its own defaults, in place of the file's (see enkg list)."""
     comm: Kind = "auto"
@@ -93,8 +96,8 @@ class Submit:
         return max(1, self.nodes * self.ranks_per_node)
 
 
-def check(options: Submit) -> None:
-    """Raises InputError for numbers and texts that no job can have."""
+def check(options: Submit, several: bool) -> None:
+    """Raises InputError for numbers and texts that no job can have. several: runs in an array."""
     for name, least in (
         ("nodes", 1),
         ("ranks_per_node", 0),
@@ -108,7 +111,7 @@ def check(options: Submit) -> None:
         if value is not None and value < least:
             shown = name.replace("_", "-")
             raise InputError(f"--{shown} is {value}; expected at least {least}")
-    if options.at_once is not None and not options.vary:
+    if options.at_once is not None and not several:
         raise InputError("--at-once is for several runs; give --vary as well, or leave it out")
     if options.ranks == 1 and options.controller:
         raise InputError(

@@ -26,37 +26,43 @@ def script(
     rest: Sequence[str],
     indexes: Sequence[int] = (),
     program: Sequence[str] = (),
+    cells: bool = False,
 ) -> str:
     """The batch script.
 
-    rest: the experiment's own arguments. indexes: of the grid's configurations that are to run.
-    program: what takes the place of `python -m enkg`.
+    rest: the experiment's own arguments. indexes: of the grid's configurations that are to run, or
+    with `cells` the numbers of the cells of an ablation. program: what takes the place of `python
+    -m enkg`.
     """
     configurations = grid.grid(options.vary) if options.vary else []
-    enkg = [*(program or (sys.executable, "-m", "enkg")), "run", str(options.file.absolute())]
+    verb = "ablate" if cells else "run"
+    enkg = [*(program or (sys.executable, "-m", "enkg")), verb, str(options.file.absolute())]
     if options.guidance is not None:
         enkg += ["--guidance", options.guidance]
     enkg += [] if options.comm == "auto" else ["--comm", options.comm]
     enkg += ["--controller"] if options.controller else []
+    which = (' "${values[@]}"' if configurations else "") + ' --out "$out" --resume)'
+    if cells:
+        out = shlex.quote(str(options.directory))
+        which = f' --out {out} --cell "$SLURM_ARRAY_TASK_ID")'
     return "\n".join(
         [
             "#!/bin/bash",
-            *(f"#SBATCH {line}" for line in _header(options, indexes)),
+            *(f"#SBATCH {line}" for line in _header(options, indexes, cells)),
             _SIGNALS,
-            *_place(options, {k: configurations[k] for k in indexes}),
+            *_place(options, {} if cells else {k: configurations[k] for k in indexes}, cells),
             *_before(options),
-            f"run=({shlex.join([*enkg, *rest])}"
-            + (' "${values[@]}"' if configurations else "")
-            + ' --out "$out" --resume)',
+            f"run=({shlex.join([*enkg, *rest])}{which}",
             *_start(options),
             _END.replace("REQUEUES", str(options.requeues)),
         ]
     )
 
 
-def _header(options: Submit, indexes: Sequence[int]) -> list[str]:
+def _header(options: Submit, indexes: Sequence[int], cells: bool) -> list[str]:
+    several = cells or bool(options.vary)
     tasks = max(1, options.ranks_per_node)
-    log = "job-%A_%a.log" if options.vary else "job-%j.log"
+    log = "job-%A_%a.log" if several else "job-%j.log"
     lines = [
         f"--job-name={_quoted(options.job_name or f'enkg-{options.file.stem}')}",
         f"--nodes={options.nodes}",
@@ -81,7 +87,7 @@ def _header(options: Submit, indexes: Sequence[int]) -> list[str]:
     ):
         if value is not None:
             lines.append(f"--{name}={_quoted(value)}")
-    if options.vary:
+    if several:
         at_once = "" if options.at_once is None else f"%{options.at_once}"
         lines.append(f"--array={ranges(indexes)}{at_once}")
     return lines + [word if word.startswith("-") else f"--{word}" for word in options.sbatch]
@@ -102,18 +108,22 @@ def ranges(indexes: Sequence[int]) -> str:
     return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
-def _place(options: Submit, configurations: Mapping[int, grid.Configuration]) -> list[str]:
+def _place(
+    options: Submit, configurations: Mapping[int, grid.Configuration], cells: bool
+) -> list[str]:
     """Where the run of this job lies, and what its own arguments are."""
     lines = [f"cd {shlex.quote(str(Path.cwd()))} || exit 1"]
     here = shlex.quote(str(options.directory))
-    if not options.vary:
+    if not options.vary and not cells:
         return [*lines, f"out={here}", 'job="$SLURM_JOB_ID"']
     lines += [
         'number=$(printf %04d "$SLURM_ARRAY_TASK_ID")',
         f'out={here}/"$number"',
         'job="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
-        'case "$SLURM_ARRAY_TASK_ID" in',
     ]
+    if cells:
+        return lines
+    lines.append('case "$SLURM_ARRAY_TASK_ID" in')
     for k, configuration in configurations.items():
         lines.append(f"  {k}) values=({shlex.join(grid.arguments(configuration))}) ;;")
     return [*lines, '  *) echo "the grid has no run $number" >&2; exit 1 ;;', "esac"]

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from enkg import grid, report, store
+from enkg import ablation_cells, grid, report, store
 from enkg.beat import PROGRESS, State, clock, load
 from enkg.errors import StoreError
 
@@ -139,7 +139,8 @@ class GridStatus:
 def read(directory: str | Path) -> Status | GridStatus:
     """How the run in a directory stands, or each run of a grid.
 
-    A grid is a directory with grid.json, and its runs lie in 0000, 0001 and so on. Raises
+    A grid is a directory with grid.json, or an ablation with ablation.json; its runs lie in 0000,
+    0001 and so on. Raises
     StoreError where there is neither, or where a file in it is none of enkg's.
     """
     directory = Path(directory)
@@ -147,6 +148,10 @@ def read(directory: str | Path) -> Status | GridStatus:
         configurations = grid.load(directory).configurations
         runs = [_member(grid.folder(directory, k)) for k in range(len(configurations))]
         return GridStatus(directory, configurations, runs)
+    if ablation_cells.exists(directory):
+        entries = ablation_cells.load(directory).numbered
+        runs = [_cell(directory, entry) for entry in entries]
+        return GridStatus(directory, [dict(entry.labels) for entry in entries], runs)
     if not directory.is_dir():
         raise StoreError(f"there is no directory {directory}; give the directory of a run")
     job = directory / (store.JOB + ".id")
@@ -195,6 +200,22 @@ def _member(directory: Path) -> Status:
         return _run(directory)
     except StoreError as error:
         return Status(directory, State.BROKEN, text=str(error))
+
+
+def _cell(directory: Path, entry: ablation_cells.Entry) -> Status:
+    """A cell of an ablation, whose own record tells why it failed."""
+    assert entry.number is not None
+    folder = ablation_cells.folder(directory, entry.number)
+    run = _member(folder)
+    if run.state in OPEN - {State.MISSING}:  # it is tried again
+        return run
+    try:
+        found = ablation_cells.standing(directory, entry)
+    except StoreError as error:
+        return Status(folder, State.BROKEN, text=str(error))
+    if found.state is ablation_cells.State.FAILED:
+        return replace(run, state=State.FAILED, text=found.reason)
+    return run
 
 
 def _lock(file: Path) -> bool | None:
@@ -332,10 +353,10 @@ def _drawn_grid(status: GridStatus) -> list[RenderableType]:
         column.justify = "right"
     if known:
         table.add_column("relative error", justify="right")
-    for number, (values, run) in enumerate(zip(status.configurations, status.runs, strict=True)):
+    for values, run in zip(status.configurations, status.runs, strict=True):
         said = run.summary or run.told
         cells = [
-            f"{number:04d}",
+            run.directory.name,
             *(escape(str(values.get(name, ""))) for name in names),
             _state(run),
             f"{said['calls']:,}" if said else "",
@@ -345,8 +366,9 @@ def _drawn_grid(status: GridStatus) -> list[RenderableType]:
             cells.append(_number(run.summary.get("metrics", {}).get("relative_error")))
         table.add_row(*cells)
     head = f"{len(status.runs):,} configurations: {counts}"
+    told = (State.BROKEN, State.FAILED)
     notes = [
-        f"{run.directory.name}: {run.text}" for run in status.runs if run.state is State.BROKEN
+        f"{run.directory.name}: {run.text}" for run in status.runs if run.state in told and run.text
     ]
     return [Text(head, "bold"), table, *map(Text, notes)]
 

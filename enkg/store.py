@@ -37,7 +37,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from enkg.errors import StoreError
+from enkg.errors import InUse, StoreError
 from enkg.sketch import differences, sketched
 
 log = logging.getLogger("enkg")
@@ -76,7 +76,7 @@ def claimed(directory: str | Path | None) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreError(
+            raise InUse(
                 f"another run is writing into {directory}; give another --out, or wait for its end"
             ) from error
         except OSError:

@@ -25,9 +25,9 @@ def simulator(x):
     return x @ kernel.numpy().T
 
 
-def exact(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and covariance of the posterior in closed form."""
-    innovation = kernel @ covariance @ kernel.T + NOISE**2 * torch.eye(DATA)
+def exact(y: torch.Tensor, noise: float = NOISE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance of the posterior in closed form. noise: standard deviation of a datum."""
+    innovation = kernel @ covariance @ kernel.T + noise**2 * torch.eye(DATA)
     gain = torch.linalg.solve(innovation, kernel @ covariance).T
     return gain @ y, covariance - gain @ kernel @ covariance
 

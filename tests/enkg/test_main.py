@@ -227,7 +227,7 @@ def test_that_a_mistake_in_the_file_is_one_sentence(here, capsys, mistake):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--guidance", "magic"], r"no guidance method 'magic'; there are enkg, .*es-mda"),
+        (["--guidance", "magic"], r"no guidance method 'magic'; .*enkg list. shows all"),
         (["--seed=-1"], "seed is -1"),
         (["--device", "abacus"], "abacus"),
     ],
