@@ -132,6 +132,12 @@ class Ablation:
         for function in (self.experiment, self.skip):
             if function is not None:
                 check_takes(function, tuple(self.grid))
+        for name in (*MEASURES, *self.measures):
+            if name in self.grid:
+                raise InputError(
+                    f"the axis {name!r} has the name of a measure; give it another, such as "
+                    f"'{name}_asked'"
+                )
         object.__setattr__(self, "over", over)
         object.__setattr__(self, "measures", tuple(dict.fromkeys(self.measures)))
 

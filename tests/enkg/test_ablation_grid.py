@@ -53,6 +53,7 @@ def test_that_arrays_are_axes_of_plain_numbers():
         ({"my noise": (1,)}, "'my noise' is no name"),
         ({3: (1,)}, "3 is no name"),
         ({"state": (1,)}, "no axis can be called 'state'"),
+        ({"calls": (1,)}, "axis 'calls' has the name of a measure"),
         ({"method": [enkg.EnKG()]}, "has a EnKG among its values, which has no label"),
         ({"method": {"a\nb": 1}}, "expected printed words"),
         ({"method": ["", "b"]}, "expected printed words"),
