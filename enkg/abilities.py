@@ -119,8 +119,8 @@ def require(simulator: Any, needs: tuple[Ability, ...], method: str) -> None:
             raise MissingCapability(
                 method,
                 CALLED[need],
-                f"{_called(simulator)} has {' and '.join(there) or 'none of these'}; enkg, es-mda "
-                "and weighted need nothing but its answers",
+                f"{_called(simulator)} has {', '.join(there) or 'none of these'}; enkg, es-mda, "
+                "weighted and daps-mh need nothing but its answers",
             )
 
 

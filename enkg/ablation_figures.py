@@ -83,8 +83,9 @@ def _known(data: xr.Dataset, name: str) -> bool:
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colour and marker of what is compared."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    """Colour and marker of what is compared; another pair for each."""
+    turn, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
 
 
 def _panels(

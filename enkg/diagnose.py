@@ -21,6 +21,8 @@ from enkg.bounds import chi_square
 from enkg.distance import Distance
 
 NOT_CONVERGED = "not converged"
+POINT = 1e-3
+"""Spread over the prior's, below which members are one point."""
 """A method's remark that begins so says that its result is not to be trusted."""
 TOO_SURE = 2.0
 """Error over spread that is no fault of an inversion."""
@@ -74,13 +76,15 @@ def verdict(
         doubts.append("the method has no posterior law: its spread is not an uncertainty")
     if beta < 1 and law is not None:
         doubts.append(f"only {beta:.2f} of the likelihood was used")
-    doubts += [*_of_misfit(misfit_per_datum, low, high), *_of_spread(spread, ranks)]
+    doubts += _of_misfit(misfit_per_datum, low, high)
+    spreads = law is not None or spread > POINT  # of point estimates nothing more can be said
+    doubts += _of_spread(spread, ranks) if spreads else []
     if distance is not None and not distance.value <= distance.bounds[1]:
         doubts.append(
             f"the members lie {distance.value:.3g} times as far out in the prior as its samples, "
             f"above {distance.bounds[1]:.2f}: the fit was bought by leaving the prior"
         )
-    if spread_skill is not None and ranks is not None:
+    if spread_skill is not None and ranks is not None and spreads:
         doubts += _of_error(spread_skill, most_error(ranks.posterior))
     if failed_share > 0.2:
         doubts.append(f"{failed_share:.0%} of the simulator calls failed")

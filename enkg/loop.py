@@ -8,17 +8,18 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from enkg import abilities, ensemble
+from enkg import ensemble
 from enkg.beat import Beat
 from enkg.comm import Comm, by_unknown, together
 from enkg.counted import Counted, counted
-from enkg.errors import EnsembleFailure, MissingCapability
+from enkg.errors import EnsembleFailure
 from enkg.experiment import Experiment
 from enkg.forward import Forward
 from enkg.guidance import Guidance, Info, State
 from enkg.journal import Journal, Standing
 from enkg.machine import device, threads
 from enkg.observation import Observation
+from enkg.operator import check
 from enkg.sample import start
 from enkg.simulator import Evaluator
 
@@ -27,16 +28,8 @@ log = logging.getLogger("enkg")
 
 def able(experiment: Experiment) -> None:
     """Raises MissingCapability where the simulator lacks what the method needs."""
-    guidance = experiment.guidance
-    if not guidance.needs:
-        return
-    if experiment.observe is not None:
-        raise MissingCapability(
-            type(guidance).__name__,
-            abilities.CALLED[guidance.needs[0]],
-            "an experiment with observe= has none: let the simulator give the data themselves",
-        )
-    abilities.require(experiment.simulator, guidance.needs, type(guidance).__name__)
+    for need in experiment.guidance.needs:
+        check(experiment, need, experiment.guidance.of_pixels)
 
 
 @dataclass(frozen=True, eq=False)

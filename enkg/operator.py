@@ -67,6 +67,39 @@ class Projection:
     crop: Callable[[Tensor], Tensor]
 
 
+def check(experiment: Experiment, name: abilities.Ability, pixels: bool = False) -> None:
+    """Raises MissingCapability, or InputError for the units, where a run cannot have that ability.
+
+    pixels: of members that are decoded already.
+    """
+    method, simulator = type(experiment.guidance).__name__, experiment.simulator
+    if experiment.observe is not None:
+        raise MissingCapability(
+            method,
+            abilities.CALLED[name],
+            "an experiment with observe= has none: let the simulator give the data themselves",
+        )
+    if name != "vjp" and not pixels and isinstance(experiment.prior, Decoding):
+        raise MissingCapability(
+            method, abilities.CALLED[name], "with a decoder before it, it is not linear"
+        )
+    abilities.require(simulator, (name,), method)
+    if name in ("adjoint", "svd"):
+        one_scale(experiment)
+
+
+def one_scale(experiment: Experiment) -> float:
+    """The scale of the units; InputError where there is more than one."""
+    units = experiment.units
+    scale = torch.as_tensor(units.scale) if isinstance(units, Affine) else torch.empty(0)
+    if scale.numel() != 1:
+        raise InputError(
+            f"{type(experiment.guidance).__name__} needs units of one scale, Affine(scale=number): "
+            "else the simulator is not linear in the prior's numbers, or has other singular vectors"
+        )
+    return float(scale)
+
+
 class Operator:
     """The abilities of one experiment's simulator. vjps: products with its Jacobian, of this rank.
 
@@ -206,18 +239,7 @@ class Operator:
         return x if prior is None else prior.encode(x)
 
     def _needs(self, name: abilities.Ability) -> None:
-        method = type(self.experiment.guidance).__name__
-        if self.experiment.observe is not None:
-            raise MissingCapability(
-                method,
-                abilities.CALLED[name],
-                "an experiment with observe= has none: let the simulator give the data themselves",
-            )
-        if name != "vjp" and not self.pixels and isinstance(self.experiment.prior, Decoding):
-            raise MissingCapability(
-                method, abilities.CALLED[name], "with a decoder before it, it is not linear"
-            )
-        abilities.require(self.experiment.simulator, (name,), method)
+        check(self.experiment, name, self.pixels)
 
     def _function(self) -> Function:
         simulator = self.experiment.simulator
@@ -226,15 +248,7 @@ class Operator:
         return Function(lambda x: x, vjp=self.able.vjp)
 
     def _scale(self) -> float:
-        units = self.experiment.units
-        scale = torch.as_tensor(units.scale) if isinstance(units, Affine) else torch.empty(0)
-        if scale.numel() != 1:
-            raise InputError(
-                f"{type(self.experiment.guidance).__name__} needs units of one scale, "
-                "Affine(scale=number): the simulator would not be linear in the prior's numbers, "
-                "or its singular vectors would be others"
-            )
-        return float(scale)
+        return one_scale(self.experiment)
 
     def _torch(
         self, f: Callable[[ndarray], ndarray], given: Tensor, shape: tuple[int, ...]

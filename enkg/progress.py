@@ -44,7 +44,7 @@ class Watch:
         self.console.print(
             f"{type(guidance).__name__}: {guidance.members} members of shape "
             f"{tuple(experiment.prior.shape)}, {experiment.observation.size} data, at most "
-            f"{sweeps * guidance.members:,} guided simulator calls"
+            f"{f'{sweeps * guidance.members:,} guided' if sweeps else 'no guided'} simulator calls"
             f"{', low-fidelity ones included' if low else ''}",
             highlight=False,
         )
@@ -80,7 +80,7 @@ class Watch:
             f"{row['sigma']:7.3g}",
             f"{row['misfit_per_datum']:12.4g}" if not isnan(row["misfit_per_datum"]) else " " * 12,
             f"{row['spread']:7.3g}",
-            f"{row['beta']:6.3f}",
+            f"{row['beta']:6.3f}" if row["beta"] else " " * 6,
             f"{int(row['calls']):10,d}",
             f"{int(row['failed']):7d}",
             f"{row['seconds']:8.1f}",

@@ -20,7 +20,7 @@ from enkg import agreement, report, results, store
 from enkg.beat import PROGRESS, Beat, Observer, Silent
 from enkg.beat import State as Life
 from enkg.comm import ALONE, Comm, at_root, once, one_for_all, raised_by_all, together
-from enkg.errors import InputError
+from enkg.errors import EnkgError, InputError
 from enkg.execute import Cached, opened
 from enkg.execute.identity import identity_of
 from enkg.execute.parcel import refuse_in_worker
@@ -247,13 +247,25 @@ def _written(
         if figures:
             report.figures(tree, folder / store.FIGURES)
     if experiment.analyse is not None:
-        analysis = experiment.analyse(tree, folder)
+        analysis = _analysed(experiment.analyse, tree, folder)
         summary["metrics"].update(analysis.metrics)
         summary["tables"] = [dataclasses.asdict(t) for t in analysis.tables]
     summary["seconds"] = perf_counter() - begin
     if folder is not None:
         store.write_json(folder / store.SUMMARY, summary)
     return store.attach(tree, summary)
+
+
+def _analysed(analyse: Any, tree: xr.DataTree, folder: Path | None) -> Any:
+    try:
+        return analyse(tree, folder)
+    except EnkgError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        kept = "" if folder is None else f"; the posterior is kept in {folder}, --resume goes on"
+        raise InputError(
+            f"the experiment's `analyse` failed: {type(error).__name__}: {error}{kept}"
+        ) from error
 
 
 class _LogFile(logging.FileHandler):

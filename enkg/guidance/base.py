@@ -105,6 +105,8 @@ class Guidance(ABC):
     """What the method's states are, for those who read them from a disk."""
     posterior_law: ClassVar[str | None] = None
     """On which problems the result is the exact posterior; None where there is no such law."""
+    of_pixels: ClassVar[bool] = False
+    """Whether `needs` are of the simulator of decoded members, where the prior is a latent one."""
     begins_at_prior: ClassVar[bool] = True
     """Whether the first evaluated ensemble consists of prior samples."""
 

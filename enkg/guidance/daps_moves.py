@@ -32,7 +32,7 @@ from torch import Tensor
 from enkg import random
 from enkg.arrays import rows
 from enkg.guidance.base import Forward, State
-from enkg.guidance.chains import each, finite, misfit_per_datum
+from enkg.guidance.chains import dots, each, finite, misfit_per_datum
 from enkg.observation import Observation
 from enkg.random import Stream
 
@@ -151,12 +151,6 @@ class Chance:
             whole = np.stack(drawn) if drawn else np.empty((0, *size))
             self.held = list(torch.from_numpy(whole).to(self.device).unbind(1))
         return self.held.pop(0)
-
-
-def dots(a: Tensor, b: Tensor) -> Tensor:
-    """`enkg.guidance.chains.dots`, for many chains: NumPy sums each row by itself, in one order."""
-    product = rows(a.double() * b.double()).contiguous()
-    return torch.from_numpy(product.cpu().numpy().sum(axis=1)).to(product.device)
 
 
 def uniform(state: State, count: int) -> Tensor:

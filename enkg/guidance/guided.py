@@ -40,6 +40,7 @@ from enkg.guidance.chains import (
     Chains,
     check_choices,
     check_differentiable,
+    dots,
     each,
     finite,
     misfit_per_datum,
@@ -151,13 +152,8 @@ class Guided(Chains):
 def stepped(method: Chains, state: State, x: Tensor, to: float) -> State:
     """The state after a step to the level `to`."""
     finished = state.step + 1 == method.levels
-    return replace(state, x=x, step=state.step + 1, sigma=to, finished=finished)
-
-
-def dots(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each chain, (J_r, *X) twice to (J_r,), float64; the same in any batch."""
-    product = (rows(a).double() * rows(b).double()).cpu().contiguous().numpy()
-    return torch.from_numpy(product.sum(axis=1)).to(a.device)
+    beta = 1.0 if finished else 0.0  # the likelihood is in every step, whole
+    return replace(state, x=x, step=state.step + 1, sigma=to, beta=beta, finished=finished)
 
 
 def check_iterations(iterations: int, tolerance: float) -> None:

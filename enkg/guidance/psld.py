@@ -27,7 +27,7 @@ defaults of the public code, which also adds noise to z0 at each step; here it d
 """
 
 from dataclasses import dataclass, replace
-from math import sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,7 +50,9 @@ from enkg.guidance.chains import (
     pulled_back,
 )
 from enkg.guidance.latent_daps import check_coder
+from enkg.guidance.restoration import check_complete
 from enkg.guidance.reverse import ancestral_step
+from enkg.guidance.scaling import in_prior_units
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
@@ -60,6 +62,8 @@ from enkg.sample import start
 @dataclass(frozen=True)
 class PSLD(Chains):
     """Latent diffusion guided by data and gluing. Cost: `levels` simulator calls a member."""
+
+    of_pixels: ClassVar[bool] = True
 
     data_scale: float = 0.1
     """omega: weight of the residual's norm."""
@@ -92,6 +96,7 @@ class PSLD(Chains):
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
     ) -> tuple[State, Info]:
+        check_complete(observation, "PSLD")
         i, z = state.step, state.x
         sigma, to = self.sigmas[i : i + 2]
         op, clean = operator(forward), prior.denoise(z, sigma)
@@ -99,7 +104,7 @@ class PSLD(Chains):
         y = state.own(everyone)
         gradient = self._gradient(op, clean, y, observation)
         v = pulled_back(prior, z, sigma, gradient)
-        scale = 1.0 if self.schedule == "karras" else sqrt(1 + sigma**2) * sqrt(1 + to**2)
+        scale = in_prior_units(1.0, self.schedule, sigma, to)
         noise = random.normal(prior.shape, state.seed, Stream.SAMPLER, state.members, i)
         moved = ancestral_step(z, clean, sigma, to, noise) - finite(scale * v).to(z)
         info = Info(

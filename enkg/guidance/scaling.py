@@ -25,6 +25,6 @@ def damped(shift: Tensor, along: Tensor, level: Tensor) -> Tensor:
 def in_prior_units(scale: float, schedule: Schedule, sigma: float, to: float) -> float:
     """A published step length for x. With variance-preserving levels the published update moves
     x / sqrt(1 + sigma^2), hence scale sqrt(1 + sigma^2) sqrt(1 + to^2)."""
-    if schedule == "karras":
+    if schedule != "variance-preserving":
         return scale
     return scale * sqrt(1 + sigma**2) * sqrt(1 + to**2)

@@ -27,14 +27,14 @@ from experiments.m87 import image, known_image
 from experiments.references.m87_hmc import load
 
 CHAINS = 8
-LEVELS = 12
 WIDEST = 25.0  # above the largest standard deviation of the prior in any direction, 21.3
 
 
 def daps(calls: int) -> enkg.DAPS:
-    """Of its calls, three a level are for the step length."""
-    steps = calls // (2 * CHAINS * LEVELS) - 3
-    return enkg.DAPS(CHAINS, LEVELS, sigma_max=WIDEST, steps=steps, power_iterations=2)
+    """Each level has one call before its first step."""
+    levels = 12 if calls < 2000 else 30
+    steps = calls // (2 * CHAINS * levels) - 1
+    return enkg.DAPS(CHAINS, levels, sigma_max=WIDEST, steps=steps)
 
 
 METHODS = {

@@ -47,20 +47,22 @@ def against_exact(experiment: enkg.Experiment, tree: xr.DataTree) -> dict[str, f
     }
 
 
-def ablation(quick: bool = False, seeds: int = 5) -> enkg.Ablation:
+def ablation(quick: bool = False, seeds: int | None = None) -> enkg.Ablation:
     """Four methods, two noise levels, some ensemble sizes.
 
     Args:
-        quick: Two ensemble sizes and two seeds.
-        seeds: Number of truths.
+        quick: Two ensemble sizes, and two truths unless seeds says otherwise.
+        seeds: Number of truths; 5 if not given, 2 with quick.
     """
+    if seeds is None:
+        seeds = 2 if quick else 5
     return enkg.Ablation(
         build,
         {
             "guidance": list(METHODS),
             "noise": (0.2, 0.4),
             "members": (32, 128) if quick else (32, 64, 128, 256, 512),
-            "seed": range(2 if quick else seeds),
+            "seed": range(seeds),
         },
         title="Linear-Gaussian problem, 64 unknowns",
         measures=(

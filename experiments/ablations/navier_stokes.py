@@ -25,10 +25,10 @@ WIDEST = 20.0  # just above the prior's largest standard deviation in any direct
 
 
 def daps(calls: int) -> enkg.DAPS:
-    """Of its calls, three a level are for the step length."""
-    levels = 8 if calls < 2000 else 20
-    steps = calls // (2 * CHAINS * levels) - 3
-    return enkg.DAPS(CHAINS, levels, sigma_max=WIDEST, steps=steps, power_iterations=2)
+    """Each level has one call before its first step."""
+    levels = 16 if calls < 2000 else 40
+    steps = calls // (2 * CHAINS * levels) - 1
+    return enkg.DAPS(CHAINS, levels, sigma_max=WIDEST, steps=steps)
 
 
 FREE = {

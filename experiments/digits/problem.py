@@ -95,6 +95,9 @@ def plot(setting: Setting, members: ndarray, y: ndarray, exact: Reference, path:
         show(row[0], title, image, None if title == "data" else GRAYS)
         show(row[1], f"{way}mean", mean)
         show(row[2], f"{way}standard deviation", spread, (0.0, largest), "viridis")
-        for axes, member in zip(row[3:], some, strict=True):
-            show(axes, "exact draw" if way else "member", member)
+        for k, axes in enumerate(row[3:]):
+            if k < len(some):
+                show(axes, "exact draw" if way else "member", some[k])
+            else:
+                axes.set_axis_off()
     figure.savefig(path, dpi=130)

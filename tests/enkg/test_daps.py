@@ -8,7 +8,7 @@ from torch import Tensor
 
 import enkg
 from enkg import random
-from enkg.guidance.daps import DAPS
+from enkg.guidance.daps import DAPS, WalkState
 from enkg.random import Stream
 from tests.enkg.problems import (
     LinearGaussian,
@@ -156,6 +156,25 @@ def test_that_calls_are_counted_exactly(name):
     assert op.vjps == (0 if name == "metropolis" else op.calls)
 
 
+@pytest.mark.parametrize("move", ["langevin", "hmc"])
+def test_that_the_step_is_measured_once_and_carried_on(move):
+    method = DAPS(members=6, levels=30, steps=5, move=move, sigma_max=8.0)
+    op = PROBLEM.operator
+    states, _ = follow(method, PROBLEM.gaussian, op, INDEPENDENT)
+    assert op.calls == 6 * (30 * (5 + 1) + method.power_iterations)
+    ends = [state for state in states[1:-1] if isinstance(state, WalkState)]
+    assert len(ends) == 29
+    # Near the stability limit 2 / L of its level, at every level, give or take what the
+    # acceptance of five proposals says.
+    precision = PROBLEM.matrix.T @ torch.diag(INDEPENDENT.std.double() ** -2) @ PROBLEM.matrix
+    largest = float(torch.linalg.eigvalsh(precision).max())
+    for state, sigma in zip(ends, method.sigmas, strict=False):
+        assert state.scale is not None
+        s2 = state.variance
+        limit = 2 / (largest + 1 / (s2 * sigma**2 / (s2 + sigma**2)))
+        assert 0.05 < float(state.scale.median()) / limit < 5.0
+
+
 @every_small
 def test_that_a_chain_is_the_same_alone_and_among_others(name):
     whole, _ = follow(SMALL[name], PROBLEM.gaussian, PROBLEM.operator, INDEPENDENT)
@@ -230,3 +249,10 @@ class _RowByRow:
 
     def draw(self, seed: int, members: object, step: int) -> Tensor:
         return torch.cat([self.prior.draw(seed, [j], step) for j in members])  # type: ignore
+
+
+def test_that_a_published_noise_takes_no_counts():
+    counts = enkg.Poisson(torch.tensor([3.0, 0.0, 7.0]))
+    method = replace(enkg.METHODS["daps-paper-hdr"], members=2)
+    with pytest.raises(enkg.InputError, match="observation is a Poisson; give noise=None"):
+        follow(method, PROBLEM.gaussian, PROBLEM.operator, counts)

@@ -178,7 +178,9 @@ def test_that_an_analysis_that_failed_is_made_up_for(tmp_path):
         return enkg.Analysis({"mine": 3.0})
 
     changes = {"simulator": enkg.Function(simulator), "analyse": analyse}
-    with pytest.raises(KeyError, match="chi2"):
+    with pytest.raises(
+        enkg.InputError, match="`analyse` failed: KeyError: 'chi2'; the posterior is"
+    ):
         enkg.run(kelvin.experiment(**changes), tmp_path)
     paid = sum(calls)
     assert enkg.summary(tmp_path)["calls"] == paid
