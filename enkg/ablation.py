@@ -12,13 +12,15 @@
 A cell is one combination: a run as any other, in a directory of its own (`enkg.ablation_cells`). So
 an ablation that was killed goes on with the same command, cells that are finished are not run
 again, cells that failed are tried again, and values may be added to an axis. What fails in one cell
-is recorded there and harms no other.
+is recorded there and harms no other. A finished cell whose experiment has changed since keeps its
+numbers and is told as changed.
 
 Cost: that of the runs. Of a finished cell the experiment is built once more, to see that it is the
 same; enkg makes no simulator call for it.
 """
 
 import pickle
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +34,7 @@ import xarray as xr
 
 from enkg import ablation_cells as cells
 from enkg import ablation_table, store
-from enkg.ablation_cells import Entry, Plan, Standing, State
+from enkg.ablation_cells import MEASURED, Entry, Plan, Standing, State
 from enkg.ablation_grid import (
     Values,
     called,
@@ -46,7 +48,7 @@ from enkg.ablation_grid import (
     words,
 )
 from enkg.beat import Observer, Silent
-from enkg.errors import EnkgError, InputError, InUse
+from enkg.errors import EnkgError, InputError, InUse, StoreError
 from enkg.execute.identity import identity_of
 from enkg.experiment import Experiment
 from enkg.machine import threads
@@ -65,6 +67,12 @@ MEASURES = (
 )
 LONG = 600
 """Characters of a reason that are kept."""
+CHANGED = re.compile("was begun with another experiment: (.+) changed since")
+"""What `store.check_unchanged` says of an experiment that is another one now."""
+CODE = "the simulator's code"
+ADVICE = (
+    ". A simulator is known by the file that it stands in: keep it in another one than the ablation"
+)
 
 
 class Witness(Observer, Protocol):
@@ -156,7 +164,8 @@ class Ablation:
         executor: anything with `submit`, which may run several cells at once; None runs one after
         the other, here. What it is sent is this ablation, or maker, which makes it over there.
         only: some labels of some axes; the other cells are left as they stand, and out of the
-        Dataset. force: go on with cells whose experiments have changed.
+        Dataset. force: take cells whose experiments have changed as they are, and go on with those
+        of them that are unfinished.
 
         The Dataset has the axes as its dimensions, a variable for each measure (NaN where there is
         none), and state, reason, trusted and cell, the number of the run directory. The results in
@@ -187,7 +196,8 @@ class Ablation:
                 finally:
                     for future in futures:
                         future.cancel()
-        return ablation_table.picked(ablation_table.write(directory), picked)
+            data = ablation_table.write(directory)
+        return ablation_table.picked(data, picked)
 
     def plan(self) -> Plan:
         """The cells of the grid, numbered from 0."""
@@ -266,21 +276,49 @@ def _found(
     assert entry.number is not None
     experiment = ablation.build(entry.labels)
     folder = cells.folder(directory, entry.number)
-    tree = run(experiment, folder, resume=True, force=force, figures=False, observer=observer)
-    summary = store.summary(folder)
-    found: dict[str, Any] = {"trusted": summary["trusted"], "verdict": summary["reason"]}
-    both = {**summary, **summary["metrics"]}
-    measures = {k: v for k, v in both.items() if _is_number(v)}
+    try:
+        tree = run(experiment, folder, resume=True, force=force, figures=False, observer=observer)
+    except StoreError as error:
+        change = CHANGED.search(str(error))
+        if change is None or not store.is_complete(folder):
+            raise
+        return _changed(directory, entry.number, change[1])
+    found, measures = _numbers(folder)
     if ablation.measure is not None:
         found["measure"] = identity_of(ablation.measure, strict=False)
         before = cells.record(directory, entry.number) or {}
-        if before.get("state") == State.FINISHED and before.get("measure") == found["measure"]:
+        if before.get("state") in MEASURED and before.get("measure") == found["measure"]:
             measures = {**before["measures"], **measures}
         else:
             own = ablation.measure(experiment, tree)
             check_names(own, ablation.grid)
             measures |= {name: float(value) for name, value in own.items()}
     return {**found, "measures": measures}
+
+
+def _numbers(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """What summary.json says of a finished run: the verdict, and the numbers."""
+    summary = store.summary(folder)
+    both = {**summary, **summary["metrics"]}
+    verdict = {"trusted": summary["trusted"], "verdict": summary["reason"]}
+    return verdict, {k: v for k, v in both.items() if _is_number(v)}
+
+
+def _changed(directory: Path, number: int, change: str) -> dict[str, Any]:
+    """What the record of a finished cell holds whose experiment is another one now: the numbers of
+    its run, and those that were measured then."""
+    found, measures = _numbers(cells.folder(directory, number))
+    before = cells.record(directory, number) or {}
+    if before.get("state") in MEASURED:
+        measures = {**before["measures"], **measures}
+        found |= {"measure": before["measure"]} if "measure" in before else {}
+    reason = (
+        f"{change} changed since this cell was run, and its numbers are those from before. Restore "
+        "the definition; or give --force, which keeps them; or remove the cell's directory, whose "
+        f"number is in {ablation_table.CSV}, to run it anew"
+    )
+    reason += ADVICE if CODE in change else ""
+    return {**found, "state": State.CHANGED, "reason": reason, "measures": measures}
 
 
 def _is_number(value: Any) -> bool:
@@ -297,11 +335,7 @@ def _reason(error: Exception, directory: Path, entry: Entry) -> str:
     if "was begun with another experiment" in said:
         assert entry.number is not None
         text += f"; or remove {cells.folder(directory, entry.number)} to run this cell anew"
-        if "the simulator's code" in said:
-            text += (
-                ". A simulator is known by the file that it stands in: keep it in another one than "
-                "the ablation"
-            )
+        text += ADVICE if CODE in said else ""
     return text if len(text) <= LONG else text[:LONG] + "..."
 
 

@@ -28,14 +28,21 @@ Labels = Mapping[str, str]
 
 
 class State(StrEnum):
-    """How a cell stands."""
+    """How a cell stands. changed: finished, but its experiment is another one by now."""
 
     FINISHED = "finished"
+    CHANGED = "changed"
     FAILED = "failed"
     SKIPPED = "skipped"
     UNFINISHED = "unfinished"
     MISSING = "missing"
     RUNNING = "running"
+
+
+MEASURED = (State.FINISHED, State.CHANGED)
+"""States of cells that have numbers."""
+FAULTY = (State.CHANGED, State.FAILED)
+"""States that a command ends with exit code 1 for."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from enkg import ablation_cells as cells
-from enkg import ablation_grid, ablation_report, ablation_table, load, slurm, stop
+from enkg import ablation_grid, ablation_report, ablation_table, load, slurm, stop, store
 from enkg.ablation import Ablation, work_on
-from enkg.ablation_cells import Entry, Plan, State, named
+from enkg.ablation_cells import FAULTY, MEASURED, Entry, Plan, State, named
 from enkg.ablation_workers import Workers
 from enkg.build import CONFIG, print_help
 from enkg.errors import EnkgError, InputError
@@ -71,7 +71,7 @@ def built(file: Path, rest: list[str], program: str, wants_help: bool = False) -
 
 
 def ablate(given: list[str], console: Console) -> int:
-    """The command; returns the exit code: 1 if a cell failed."""
+    """The command; returns the exit code: 1 if a cell failed or has changed."""
     options, rest = _parsed(Ablate, "ablate", given, console)
     ablation = built(options.file, rest, "enkg ablate")
     out = options.out or _default(options.file, rest)
@@ -84,8 +84,11 @@ def ablate(given: list[str], console: Console) -> int:
     if options.dry_run:
         return _dry(ablation, cells.merged(out, plan), out, only, console)
     if options.only_gather:
-        cells.save(out, cells.merged(out, plan))
-        return _told(ablation_table.picked(ablation_table.write(out), only), out, console)
+        cells.load(out)
+        with store.claimed(out):
+            cells.save(out, cells.merged(out, plan))
+            data = ablation_table.write(out)
+        return _told(ablation_table.picked(data, only), out, console)
     if options.time_limit is not None:
         stop.limit(options.time_limit)
     if options.cell is not None:
@@ -136,7 +139,7 @@ def _told(data: Any, out: Path, console: Console) -> int:
     ablation_report.show(data, console)
     names = ", ".join((ablation_table.CSV, ablation_table.LATEX, ablation_table.NETCDF))
     console.print(f"results in {out}/: {names}, figures", highlight=False)
-    return 1 if bool((data["state"] == State.FAILED).any()) else 0
+    return 1 if bool(data["state"].isin(FAULTY).any()) else 0
 
 
 def _cell(ablation: Ablation, out: Path, options: Ablate, console: Console) -> int:
@@ -148,7 +151,7 @@ def _cell(ablation: Ablation, out: Path, options: Ablate, console: Console) -> i
     standing = work_on(ablation, out, found[0], options.force, Watch(console))
     said = f"{standing.state}{f': {standing.reason}' if standing.reason else ''}"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
-    return 1 if standing.state == State.FAILED else 0
+    return 1 if standing.state in FAULTY else 0
 
 
 def _dry(
@@ -192,7 +195,7 @@ def _dry(
     return 1 if doubts else 0
 
 
-_DONE = (State.FINISHED, State.SKIPPED)
+_DONE = (*MEASURED, State.SKIPPED)
 
 
 def _sentence(error: Exception) -> str:

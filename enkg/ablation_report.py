@@ -1,7 +1,8 @@
 """The tables of an ablation: in the terminal, as CSV, Markdown and LaTeX.
 
 Means are over the finished cells, with their sample standard deviation; the last column says how
-many there are. Nothing is marked as best: that is for a test to say.
+many are trusted, and how many have no numbers, or those from before a change. Nothing is marked as
+best: that is for a test to say.
 """
 
 import csv
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from enkg.ablation_cells import State, label, named
+from enkg.ablation_cells import FAULTY, State, label, named
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 COUNTED = ("members", "data", "low_calls", "failed", "calls", "vjps")
 """Measures that are whole numbers in each cell, and those that end like these."""
+GAP = 2
+"""Blanks between two columns in the terminal; behind the last one there is one."""
 
 
 def words(data: xr.Dataset, axis: str) -> list[str]:
@@ -132,11 +135,15 @@ def body(data: xr.Dataset) -> Body:
 
 
 def _trusted(count: int, states: list[str]) -> str:
-    """'2 of 3', and behind it what has no numbers: '2 of 3, 1 failed'."""
+    """'2 of 3', and behind it what is not as it should be: '2 of 3, 1 changed', '2 of 3, 1 failed'.
+
+    The numbers of changed cells are in the means, failed ones have none.
+    """
     text = f"{count} of {len(states) - states.count(State.SKIPPED)}"
-    failed = states.count(State.FAILED)
-    left = len(states) - failed - states.count(State.SKIPPED) - states.count(State.FINISHED)
-    return text + (f", {failed} failed" if failed else "") + (f", {left} to run" if left else "")
+    known = (State.SKIPPED, State.FINISHED, *FAULTY)
+    left = sum(state not in known for state in states)
+    counts = {str(state): states.count(state) for state in FAULTY} | {"to run": left}
+    return text + "".join(f", {number} {what}" for what, number in counts.items() if number)
 
 
 def _number(name: str, values: np.ndarray) -> Number:
@@ -147,7 +154,8 @@ def _number(name: str, values: np.ndarray) -> Number:
 
 
 def failures(data: xr.Dataset) -> list[str]:
-    """Cells without numbers, with the reason; those with the same reason together."""
+    """Cells without numbers, or with those from before a change, with the reason; those with
+    the same reason together."""
     found: dict[tuple[str, str], list[str]] = {}
     for place in np.ndindex(*data.sizes.values()):
         cell = data.isel(dict(zip(map(str, data.dims), place, strict=True)))
@@ -165,6 +173,7 @@ def failures(data: xr.Dataset) -> list[str]:
 def show(data: xr.Dataset, console: "Console") -> None:
     """Prints the table of means, in parts where the terminal is too narrow, and what failed."""
     from rich import box
+    from rich.cells import cell_len
     from rich.markup import escape
     from rich.table import Table as Grid
 
@@ -172,15 +181,22 @@ def show(data: xr.Dataset, console: "Console") -> None:
     lead, rows = len(found.axes), _written(found)
     heads = found.heads
     wide = [
-        max(*(len(word) for word in head.split()), *(len(row[k]) for row in rows), 1)
+        max(*(cell_len(word) for word in head.split()), *(cell_len(row[k]) for row in rows), 1)
         for k, head in enumerate(heads)
     ]
+    whole = [max(width, cell_len(head)) for width, head in zip(wide, heads, strict=True)]
     for number, columns in enumerate(_parts(wide, lead, console.width)):
         grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         grid.title = escape(found.title) if number == 0 else None
+        spare = console.width - sum(wide[k] + GAP for k in columns) + 1
         for k in columns:
+            width: int | None = wide[k]
+            if whole[k] - wide[k] <= spare:  # the head on one line
+                width, spare = whole[k], spare - whole[k] + wide[k]
+            if spare < 0 and k < lead:  # labels that leave no room are folded
+                width = None
             side = "left" if k < lead else "right"
-            grid.add_column(escape(heads[k]), justify=side, min_width=wide[k])
+            grid.add_column(escape(heads[k]), justify=side, width=width, overflow="fold")
         for row, after in itertools.zip_longest(rows, rows[1:]):
             ends = after is not None and lead > 1 and row[: lead - 1] != after[: lead - 1]
             grid.add_row(*(escape(row[k]) for k in columns), end_section=ends)
@@ -194,14 +210,14 @@ def show(data: xr.Dataset, console: "Console") -> None:
 def _parts(wide: Sequence[int], lead: int, width: int) -> list[list[int]]:
     """Columns of each part; the first ones, with the labels, are in all of them."""
     parts: list[list[int]] = [[]]
-    room = width - sum(wide[:lead]) - 2 * lead
+    room = width - sum(wide[:lead]) - GAP * lead
     left = room
     for k in range(lead, len(wide)):
-        if wide[k] + 2 > left and parts[-1]:
+        if wide[k] + GAP > left and parts[-1]:
             parts.append([])
             left = room
         parts[-1].append(k)
-        left -= wide[k] + 2
+        left -= wide[k] + GAP
     return [[*range(lead), *part] for part in parts]
 
 

@@ -118,9 +118,9 @@ class Ablate:
     only_gather: bool = False
     """Run nothing; make tables and figures of the cells that are finished."""
     resume: bool = False
-    """Go on with what is there, which the command does anyway."""
+    """No effect: the command always goes on with what is there."""
     force: bool = False
-    """Keep, and go on with, cells whose experiment has changed."""
+    """Take finished cells whose experiment has changed as they are, and go on with unfinished ones."""
     time_limit: str | None = None
     """Stop after H:MM:SS and end with exit code 75; the same command goes on."""
     cell: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None

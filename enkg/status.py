@@ -213,7 +213,7 @@ def _cell(directory: Path, entry: ablation_cells.Entry) -> Status:
         found = ablation_cells.standing(directory, entry)
     except StoreError as error:
         return Status(folder, State.BROKEN, text=str(error))
-    if found.state is ablation_cells.State.FAILED:
+    if found.state in (ablation_cells.State.FAILED, ablation_cells.State.CHANGED):
         return replace(run, state=State.FAILED, text=found.reason)
     return run
 

@@ -10,9 +10,9 @@ import torch
 
 import enkg
 from enkg import ablation_cells as cells
-from enkg import ablation_figures, journal, store
+from enkg import ablation_figures, ablation_table, journal, store
 from enkg.ablation import Nobody
-from enkg.errors import InputError, StoreError
+from enkg.errors import InputError, InUse, StoreError
 from tests.enkg.ablating import TIMES, assert_same, opened
 
 METHODS = {"ES-MDA": enkg.ESMDA(16, updates=2), "EnKG": enkg.EnKG(16, updates=2)}
@@ -54,6 +54,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(ablation_figures, "draw", lambda data, folder: [])
     monkeypatch.setattr(journal, "SHARE", 0.0)  # one checkpoint
     count.calls = 0
+    asked.clear()
 
 
 def ablation(**more) -> enkg.Ablation:
@@ -163,11 +164,70 @@ def test_that_a_changed_cell_is_told_and_kept(tmp_path):
     changed = {**GRID, "guidance": {**METHODS, "EnKG": enkg.EnKG(24, updates=2)}}
     data = ablation(grid=changed).run(tmp_path)
     assert data["state"].sel(guidance="ES-MDA").values.ravel().tolist() == ["finished"] * 2
-    assert data["state"].sel(guidance="EnKG").values.ravel().tolist() == ["failed"] * 2
-    reason = data["reason"].sel(guidance="EnKG").item(0)
-    assert "experiment.guidance changed since" in reason
-    assert f"or remove {tmp_path}/0002 to run this cell anew" in reason
+    assert data["state"].sel(guidance="EnKG").values.ravel().tolist() == ["changed"] * 2
+    reasons = set(data["reason"].sel(guidance="EnKG").values.ravel())
+    assert len(reasons) == 1  # so that the table tells it once
+    reason = reasons.pop()
+    assert reason.startswith("experiment.guidance changed since this cell was run")
+    assert "Restore the definition; or give --force" in reason
+    told = {"state", "reason", *TIMES}
+    for name in set(first.data_vars) - told:
+        assert np.array_equal(data[name], first[name], equal_nan=name != "trusted"), name
+    assert_same(ablation_table.gather(tmp_path), data)
+    spent = count.calls
     assert_same(ablation(grid=changed).run(tmp_path, force=True), first)
+    assert_same(ablation().run(tmp_path), first)  # the definition is restored
+    assert count.calls == spent
+
+
+def test_that_a_changed_cell_keeps_what_was_measured(tmp_path):
+    how = {"measure": widest, "measures": ("widest",)}
+    first = ablation(**how).run(tmp_path)
+    grid = {**GRID, "guidance": {name: enkg.EnKG(24, updates=2) for name in METHODS}}
+    for _ in range(2):
+        data = ablation(grid=grid, **how).run(tmp_path)
+        assert (data["state"] == "changed").all()
+        assert np.array_equal(data["widest"], first["widest"])
+    assert_same(ablation(**how).run(tmp_path), first)
+    assert len(asked) == 4
+
+
+def test_that_numbers_that_a_failed_record_lacks_come_back(tmp_path):
+    first = ablation().run(tmp_path)
+    for number in range(4):
+        before = cells.record(tmp_path, number) or {}
+        gone = {"state": "failed", "reason": "it was", "measures": {}, "trusted": False}
+        cells.write_record(tmp_path, number, before | gone)
+    changed = {**GRID, "guidance": {name: enkg.EnKG(24, updates=2) for name in METHODS}}
+    data = ablation(grid=changed).run(tmp_path)
+    assert (data["state"] == "changed").all()
+    for name in ("relative_error", "calls", "trusted"):
+        assert np.array_equal(data[name], first[name])
+
+
+def test_that_a_changed_cell_without_an_end_has_failed(tmp_path):
+    class Stops(Nobody):
+        def stepped(self, info, row) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ablation().run(tmp_path, only={"guidance": ["EnKG"]}, witness=Stops())
+    changed = {**GRID, "guidance": {**METHODS, "EnKG": enkg.EnKG(24, updates=2)}}
+    data = ablation(grid=changed).run(tmp_path, only={"guidance": ["EnKG"], "noise": [0.2]})
+    assert data["state"].item() == "failed"
+    assert "experiment.guidance changed since" in data["reason"].item()
+    assert f"or remove {tmp_path}/0002 to run this cell anew" in data["reason"].item()
+    assert np.isnan(data["relative_error"].item())
+
+
+def test_that_the_results_are_written_by_who_has_the_directory(tmp_path, monkeypatch):
+    def write(directory):
+        with pytest.raises(InUse), store.claimed(directory):
+            pass
+        return ablation_table.gather(directory)
+
+    monkeypatch.setattr(ablation_table, "write", write)
+    ablation().run(tmp_path, only={"guidance": ["EnKG"]})
 
 
 def test_that_another_simulator_is_told_with_advice(tmp_path):
@@ -176,6 +236,7 @@ def test_that_another_simulator_is_told_with_advice(tmp_path):
 
     ablation().run(tmp_path, only={"noise": [0.2]})
     data = ablation(experiment=other).run(tmp_path, only={"noise": [0.2]})
+    assert (data["state"].sel(noise=0.2) == "changed").all()
     assert all("keep it in another one than" in r for r in data["reason"].values.ravel())
 
 

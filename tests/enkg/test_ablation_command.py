@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from enkg import ablation_figures, journal
+from enkg import ablation_figures, journal, store
+from experiments.ablations import linear_gaussian
 from tests.enkg.ablating import assert_same, calls, ended, opened, process, write
 from tests.enkg.test_main import call, one_sentence
 
@@ -83,6 +84,60 @@ def test_that_a_cell_that_fails_is_told_and_tried_again(here, capsys):
     assert call("ablate", "grid.py", *SMALL) == 0
     assert 0 < calls(here) - spent <= spent / 3
     assert (opened(here / "runs" / "grid-quick")["state"] == "finished").all()
+
+
+def test_that_a_changed_cell_is_shown_with_its_numbers(here, capsys):
+    one = ("--only", "seed=1", "--only", "guidance=EnKG")
+    assert call("ablate", "grid.py", *SMALL) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("EnKG ")]
+    text = (here / "grid.py").read_text()
+    (here / "grid.py").write_text(text.replace("enkg.EnKG(16,", "enkg.EnKG(24,"))
+    spent = calls(here)
+    assert call("ablate", "grid.py", *SMALL) == 1
+    out = capsys.readouterr().out
+    assert "4/4  EnKG, noise 0.2, seed 1: changed, experiment.guidance changed since this" in out
+    assert "changed: EnKG, noise 0.2, seed 0; EnKG, noise 0.2, seed 1: experiment.guidance" in out
+    shown = [line for line in out.splitlines() if line.startswith("EnKG ")]
+    assert shown[0].split()[:-5] == rows[0].split()[:-3]  # all but '2 of 2, 2 changed'
+    assert shown[0].rstrip().endswith("of 2, 2 changed")
+    assert call("ablate", "grid.py", *SMALL, "--cell", "3") == 1
+    assert "changed: experiment.guidance changed since" in capsys.readouterr().out
+    assert call("ablate", "grid.py", *SMALL, "--only-gather", *one) == 1
+    assert call("ablate", "grid.py", *SMALL, "--dry-run") == 0
+    assert "0 to run, at most 0 simulator calls" in capsys.readouterr().out
+    assert call("ablate", "grid.py", *SMALL, "--force") == 0
+    (here / "grid.py").write_text(text)
+    assert call("ablate", "grid.py", *SMALL) == 0
+    assert calls(here) == spent
+
+
+def test_that_nothing_is_gathered_where_there_is_no_ablation(here, capsys):
+    (here / "empty").mkdir()
+    for out in ("mistyped", "empty"):
+        assert call("ablate", "grid.py", *SMALL, "--only-gather", "--out", out) == 1
+        assert f"there is no ablation in {out}" in one_sentence(capsys.readouterr().err)
+    assert not (here / "mistyped").exists()
+    assert not list((here / "empty").iterdir())
+
+
+def test_that_nothing_is_gathered_while_a_command_writes(here, capsys):
+    one = (*SMALL, "--only", "seed=0", "--only", "guidance=EnKG")
+    assert call("ablate", "grid.py", *one, "--out", "out") == 0
+    capsys.readouterr()
+    before = {file: file.stat().st_mtime_ns for file in (here / "out").iterdir()}
+    with store.claimed(here / "out"):
+        assert call("ablate", "grid.py", *SMALL, "--only-gather", "--out", "out") == 1
+    assert "another run is writing into out" in one_sentence(capsys.readouterr().err)
+    assert {file: file.stat().st_mtime_ns for file in (here / "out").iterdir()} == before
+    assert call("ablate", "grid.py", *SMALL, "--only-gather", "--out", "out") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "quick", "whole"), [({}, 2, 5), ({"seeds": 3}, 3, 3), ({"seeds": 1}, 1, 1)]
+)
+def test_that_a_quick_look_has_the_truths_that_are_asked_for(given, quick, whole):
+    assert len(linear_gaussian.ablation(quick=True, **given).grid["seed"]) == quick
+    assert len(linear_gaussian.ablation(**given).grid["seed"]) == whole
 
 
 def test_that_the_help_tells_of_both(here, capsys):

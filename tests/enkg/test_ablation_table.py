@@ -8,6 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import xarray as xr
+from rich.cells import cell_len
 from rich.console import Console
 
 from enkg import ablation_cells as cells
@@ -163,6 +164,66 @@ def test_that_every_number_is_printed_whole_at_any_width(folder, width):
     for words in ("0.20 ± 0.10", "0.60 ± 0.14", "1 of 3, 1 failed", "A title", "EnKG"):
         assert words in text
     assert "…" not in text
+
+
+PUBLISHED = ("relative_error", "mean_off_by", "variance_over_exact", "coverage_90", "crps")
+
+
+def wide(failed: bool, label: str = "published EnKG", states: int = 1) -> xr.Dataset:
+    """Two methods with the measures of a file in experiments/ablations; a cell may have failed."""
+    methods, seeds = (label, "画像 prior"), range(states)
+    shape = (2, states)
+    number = np.linspace(1.234567, 0.987654, 2 * states).reshape(shape)
+    number[0, 0] = np.nan if failed else 1.0
+    state = np.full(shape, "finished", object)
+    state[0, 0] = "failed" if failed else "finished"
+    dims = ("guidance", "seed")
+    values = {name: (dims, number) for name in (*PUBLISHED, "calls", "denoiser_calls", "seconds")}
+    values["calls"] = (dims, number * 1e5)
+    values |= {"state": (dims, state), "trusted": (dims, state == "finished")}
+    values |= {"reason": (dims, np.where(state == "failed", "too few members are left", ""))}
+    measures = [name for name in values if name not in ("state", "trusted", "reason")]
+    attributes = {"title": "Linear-Gaussian problem, 64 unknowns", "over": '["seed"]'}
+    attributes["measures"] = json.dumps(measures)
+    data = xr.Dataset(values, {"guidance": list(methods), "seed": list(seeds)})
+    return data.assign_attrs(attributes)
+
+
+@pytest.mark.parametrize("states", [1, 3])
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("width", [36, 45, 61, 79, 80, 81, 100, 120, 200])
+def test_that_no_line_is_too_long_and_nothing_is_cut(width, failed, states):
+    data = wide(failed, states=states)
+    out = io.StringIO()
+    show(data, Console(file=out, width=width))
+    table = out.getvalue().split("failed: ")[0]
+    assert max(map(cell_len, table.splitlines())) <= width
+    found = body(data)
+    words = {word for head in found.heads for word in head.split()}
+    words |= {text for labels, ns, last in found.rows for text in (*labels, last)}
+    words |= {number.text() for _, numbers, _ in found.rows for number in numbers}
+    assert any(word.endswith(f"of {states}, 1 failed") for word in words) == failed
+    for word in words:
+        assert word in table, word
+    assert "…" not in table
+
+
+def test_that_labels_wider_than_the_terminal_are_folded():
+    label = "a label that is longer than all of the terminal " * 2
+    out = io.StringIO()
+    show(wide(True, label.strip()), Console(file=out, width=40))
+    table = out.getvalue().split("failed: ")[0]
+    assert max(map(cell_len, table.splitlines())) <= 40
+    for word in (*label.split(), "0 of 1, 1 failed"):
+        assert word in table
+
+
+def test_that_the_numbers_of_a_changed_cell_are_in_the_means(folder):
+    for number, state in ((1, "changed"), (0, "failed")):
+        cells.write_record(folder, number, {**(cells.record(folder, number) or {}), "state": state})
+    row = body(gather(folder)).rows[0]
+    assert row[1][0].mean == pytest.approx(0.2)
+    assert row[2] == "2 of 3, 1 changed, 1 failed"
 
 
 def test_that_a_cell_whose_run_was_removed_is_missing(folder):
