@@ -173,8 +173,12 @@ def finite(shift: Tensor) -> Tensor:
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each chain, (J_r, *X) twice to (J_r,), float64."""
-    return torch.stack([(p.double() * q.double()).sum() for p, q in zip(a, b, strict=True)])
+    """Inner product of each chain, (J_r, *X) twice to (J_r,), float64; the same in any batch.
+
+    NumPy sums each row by itself, in one order.
+    """
+    product = (rows(a).double() * rows(b).double()).cpu().contiguous().numpy()
+    return torch.from_numpy(product.sum(axis=1)).to(a.device)
 
 
 def each(values: Tensor, like: Tensor) -> Tensor:

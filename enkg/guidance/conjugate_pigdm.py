@@ -30,8 +30,11 @@ inverse="pinv" is for simulators that are not linear: with a surrogate inverse h
 identity), P x = h(G(x)) stands for the projector V V^T and h(y) for A^+ y, with all singular
 values one. P is then a projector only approximately, and the run says so in its remarks.
 
-The start is A^+ y + sigma_max n, so the run begins at the data and not at the prior. The weights
-suit a prior of variance one in prior units.
+The start is A^+ y + sigma_max n, so the run begins at the data and not at the prior. Along a
+direction the noise of A^+ y is sigma_y / s_i. Where that is sigma_max or more, the datum would put
+the start far off the level that the denoiser is told, and the start there is sigma_max n, as in the
+null space; start="published" has A^+ y in every direction. The weights suit a prior of mean zero
+and variance one in prior units.
 
 There is no posterior law: the weighting is not Bayes', and the covariance of x_0 is taken for a
 number. As the steps get finer, the result is that of the flow above, at any w and lambda.
@@ -46,7 +49,6 @@ Reference: Pandey, Yang and Mandt 2024, "Fast samplers for inverse problems in i
 models", arXiv 2405.17673, sections 2.2 and 2.3.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import log1p, sqrt
 from typing import ClassVar, Literal
@@ -71,7 +73,8 @@ from enkg.guidance.chains import (
     pulled_back,
 )
 from enkg.guidance.guided import At, evaluated, stepped
-from enkg.guidance.pigdm import check_noise_std, surrogate_residual
+from enkg.guidance.pigdm import check_noise_std
+from enkg.guidance.restoration import replaced
 from enkg.guidance.reverse import Schedule
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -103,13 +106,16 @@ class ConjugatePiGDM(Chains):
     inverse: Literal["svd", "pinv"] = "svd"
     """How the data are inverted: by the singular values, or by a surrogate inverse of a nonlinear
     simulator."""
+    start: Literal["visible", "published"] = "visible"
+    """Which directions start at the data: those whose noise is below sigma_max, or, as published,
+    all that the simulator sees."""
     noise_std: float | None = None
     """Standard deviation of the noise; None takes that of the observation, 0 is noiseless. For
     inverse="pinv", that of the inverse of the data, in prior units."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, "schedule", "inverse")
+        check_choices(self, "schedule", "inverse", "start")
         check_noise_std(self.noise_std)
         if not 0 < self.weight < float("inf") or not abs(self.shift) < float("inf"):
             raise InputError(
@@ -156,7 +162,8 @@ class ConjugatePiGDM(Chains):
         plan = _Linear if self.inverse == "svd" else _Surrogate
         geometry = plan(operator(forward), observation)
         if i == 0:
-            x = x + geometry.start(x)
+            known = geometry.s * sigma > std
+            x = x + geometry.start(x, known | (self.start == "published"))
         at = evaluated(state, x, sigma, prior, forward, observation)
         inside = _coefficients(sigma, to, geometry.s.to(x.device), std, self.weight, self.shift)
         none = torch.zeros(1, dtype=torch.float64, device=x.device)
@@ -233,10 +240,11 @@ class _Linear:
         self.op, self.observation, self.svd = op, observation, op.svd
         self.s = self.svd.s.double()
 
-    def start(self, x: Tensor) -> Tensor:
-        """A^+ y, one row."""
+    def start(self, x: Tensor, known: Tensor) -> Tensor:
+        """A^+ y, one row; 0 in the directions that are not known, bool (K,)."""
         seen = (self.observation.y.to(x.device) - self.op.offset().to(x.device))[None]
-        return self.svd.v(self.svd.ut(seen) / self.s.to(x.device)).to(x)
+        found = self.svd.ut(seen) / self.s.to(x.device)
+        return self.svd.v(torch.where(known.to(x.device), found, 0.0)).to(x)
 
     def inverted(self, at: At) -> tuple[Tensor, Tensor]:
         """A^+ y and A^+ (y - G(D)), both as coordinates (J_r, K)."""
@@ -272,14 +280,15 @@ class _Surrogate:
         self.op, self.observation = op, observation
         self.s = torch.ones(1, dtype=torch.float64)
 
-    def start(self, x: Tensor) -> Tensor:
-        """h(y), one row."""
-        return self._inverse(self.observation.y[None].to(x))
+    def start(self, x: Tensor, known: Tensor) -> Tensor:
+        """h(y), one row, or 0."""
+        found = self.op.pinv(self.observation.y[None].to(x))
+        return torch.where(known.to(x.device), found, 0.0)
 
     def inverted(self, at: At) -> tuple[Tensor, Tensor]:
         """h(y) and h(y) - h(G(D)), (J_r, *X)."""
-        whole = self._inverse(self.observation.y[None].to(at.x)).double()
-        return whole.expand(len(at.x), *whole.shape[1:]), surrogate_residual(at, self._inverse)
+        whole = self.op.pinv(self.observation.y[None].to(at.x.device, torch.float64)).double()
+        return whole.expand(len(at.x), *whole.shape[1:]), self._residual(at)
 
     def along(self, gain: Tensor, residual: Tensor) -> Tensor:
         return gain * residual
@@ -292,7 +301,7 @@ class _Surrogate:
         outside: tuple[Tensor, ...],
     ) -> Tensor:
         x, noise, inverted, curved = four
-        of_clean = inverted - surrogate_residual(at, self._inverse)
+        of_clean = inverted - self._residual(at)
         of_x = self._projected(at, x)
         of_noise = (of_x - of_clean) / at.sigma
         total = outside[0] * x + outside[1] * noise + outside[3] * curved + inside[2] * inverted
@@ -306,9 +315,9 @@ class _Surrogate:
         """h(G(x)); NaN for a failed chain. Collective."""
         y = at.state.own(at.forward(x.to(at.x))).to(at.x.device)
         alive = rows(y).isfinite().all(dim=1)
-        found = self._inverse(torch.where(each(alive, y), y, 0.0)).double()
+        found = self.op.pinv(torch.where(each(alive, y), y, 0.0)).double()
         return torch.where(each(alive, found), found, torch.nan)
 
-    @property
-    def _inverse(self) -> Callable[[Tensor], Tensor]:
-        return self.op.pinv
+    @staticmethod
+    def _residual(at: At) -> Tensor:
+        return replaced(at.y, at.forward, at.observation)

@@ -10,8 +10,9 @@ prior N(D, sigma^2 I). That takes sigma^2 I for the covariance sigma^2 J_D of x_
 trust in the data wherever the prior is narrower than sigma.
 
     prox="svd"        x0'_i = (ybar_i / t_i^2 + kappa Dbar_i) / (1 / t_i^2 + kappa), closed form
-    prox="cg"         `iterations` conjugate gradients, for any Gaussian noise, on
-                      (A^T Gamma^-1 A + kappa) (v - D) = A^T Gamma^-1 (y - G(D))
+    prox="cg"         `iterations` conjugate gradients from D, for any Gaussian noise, on
+                      (A^T Gamma^-1 A + kappa) v = A^T Gamma^-1 (y - G(0)) + kappa D
+                      (`enkg.guidance.quadratic`)
     prox="gradient"   `iterations` steps v - g / (L + kappa) along the gradient g of the objective,
                       for any simulator with vjp
 
@@ -35,7 +36,9 @@ the first (cg); N J (1 + I), with as many products J_G^T v (gradient). Needs svd
 sigma_y^2 I without missing data, or adjoint, or vjp.
 
 References: Zhu et al. 2023, "Denoising diffusion models for plug-and-play image restoration", arXiv
-2305.08995, algorithm 1 (lambda, zeta, 100 levels); constants of InverseBench, arXiv 2503.11043.
+2305.08995, algorithm 1 (lambda, zeta, 100 levels); constants of InverseBench, arXiv 2503.11043,
+whose rho has a further factor 2 in the branch for linear operators; the preset
+diffpir-inversebench does not carry it.
 Barzilai and Borwein 1988 for the curvature from a step.
 """
 
@@ -46,7 +49,6 @@ import torch
 from torch import Tensor
 
 from enkg.abilities import Ability
-from enkg.arrays import rows
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.chains import (
@@ -54,14 +56,12 @@ from enkg.guidance.chains import (
     check_choices,
     dots,
     each,
-    finite,
     misfit_per_datum,
-    operator,
     slope,
 )
+from enkg.guidance.quadratic import solve
 from enkg.guidance.restoration import (
     Restoration,
-    check_gaussian,
     check_shares,
     components,
     drawn,
@@ -74,8 +74,6 @@ from enkg.prior import Prior
 Pairs = tuple[tuple[Tensor, Tensor], ...]
 GROWTH = 4.0
 """Factor on the curvature of a chain whose step did not stand."""
-ENOUGH = 1e-24
-"""Squared residual of conjugate gradients, relative to the first, at which a chain stops."""
 
 
 @dataclass(frozen=True)
@@ -117,64 +115,38 @@ class DiffPIR(Restoration):
     ) -> tuple[State, Info]:
         i = state.step
         sigma, to = self.sigmas[i : i + 2]
-        kappa = self.strength / sigma**2
         clean = prior.denoise(state.x, sigma)
-        if self.prox == "svd":
-            guided, misfit, evaluated = _closed(state, clean, kappa, forward, observation)
-        else:
-            solve = _conjugate if self.prox == "cg" else _descent
-            guided, y = solve(state, clean, kappa, self.iterations, forward, observation)
-            misfit, evaluated = misfit_per_datum(y, observation), ((clean, y),)
+        guided, misfit, evaluated = self.compromise(state, clean, sigma, forward, observation)
         eta = self.zeta**0.5 if self.noise == "diffpir" else None
         x = injected(state.x, (guided, guided), (sigma, to), drawn(state, prior), eta)
         after = replace(state, x=x.to(state.x), step=i + 1, sigma=to, finished=i + 1 == self.levels)
         return after, info(state, self.levels, misfit, evaluated)
 
+    def compromise(
+        self, state: State, clean: Tensor, sigma: float, forward: Forward, observation: Observation
+    ) -> tuple[Tensor, float | None, Pairs]:
+        """x0' (float64), the misfit of D, and the pairs evaluated. Collective."""
+        kappa = self.strength / sigma**2
+        if self.prox == "svd":
+            guided, misfit = _closed(state, clean, kappa, forward, observation)
+            return guided, misfit, ()
+        if self.prox == "cg":
+            term = (lambda v: kappa * v, kappa * clean.double())
+            found = solve(state, clean, forward, observation, "noise", term, self.iterations)
+            guided, y = found.x, found.everyone
+        else:
+            guided, y = _descent(state, clean, kappa, self.iterations, forward, observation)
+        return guided, misfit_per_datum(y, observation), ((clean, y),)
+
 
 def _closed(
     state: State, clean: Tensor, kappa: float, forward: Forward, observation: Observation
-) -> tuple[Tensor, float | None, Pairs]:
-    """x0' (float64), the misfit of D, and no evaluations."""
+) -> tuple[Tensor, float | None]:
+    """x0' (float64) and the misfit of D."""
     parts = components(forward, observation, clean)
     d, trust = parts.of(clean), 1 / (1 + kappa * parts.t**2)
     guided = parts.replaced(clean, d, d + trust * (parts.y - d))
-    return guided, parts.misfit(state, clean, observation), ()
-
-
-def _conjugate(
-    state: State,
-    clean: Tensor,
-    kappa: float,
-    iterations: int,
-    forward: Forward,
-    observation: Observation,
-) -> tuple[Tensor, Tensor]:
-    """x0' (float64) and the data of all chains at D. A chain that fails stays where it is."""
-    check_gaussian(observation)
-    op = operator(forward)
-    everyone = forward(clean)
-    y = state.own(everyone).double()
-    alive = rows(y).isfinite().all(dim=1)
-    given = observation.y.to(y)
-    safe = torch.where(each(alive, y), y, given.nan_to_num())
-    r = finite(-op.adjoint(observation.gradient(safe)).double())
-    r = torch.where(each(alive, r), r, 0.0)
-    v, p, left = torch.zeros_like(r), r, dots(r, r)
-    enough = ENOUGH * left
-    for _ in range(iterations):
-        seen = op.linear(p.to(clean)).double()
-        going = rows(seen).isfinite().all(dim=1) & (left > enough)
-        weighed = observation.gradient(given + torch.where(each(going, seen), seen, 0.0))
-        product = op.adjoint(weighed).double() + kappa * p
-        going &= rows(product).isfinite().all(dim=1)
-        curvature = dots(p, product)
-        length = torch.where(going & (curvature > 0), left / curvature, 0.0)
-        v = v + each(length, v) * p
-        r = torch.where(each(going, r), r - each(length, r) * product, r)
-        now = dots(r, r)
-        p = torch.where(each(going, p), r + each(now / left.clamp(min=1e-300), p) * p, p)
-        left = torch.where(going, now, 0.0)
-    return clean.double() + v, everyone
+    return guided, parts.misfit(state, clean, observation)
 
 
 def _descent(

@@ -14,9 +14,9 @@ Law: for a linear simulator whose rows are independent, the result fits the data
 G(x) = y. So it takes the noise of the data for signal; there is no posterior law. The data must be
 complete: a mask raises InputError.
 
-Cost, for N levels and J chains: simulator calls 2 N J, products with J_G N J, pseudo-inverses 2 N
-J, denoiser calls N J and those of the start, products with J_D N J + 1. The second call of a level
-is made at a noisy state. A chain whose second call fails is not projected in that step.
+Cost, for N levels and J chains: simulator calls 2 N J, products with J_G N J, pseudo-inverses N (J
++ 1), denoiser calls N J and those of the start, products with J_D N J + 1. The second call of a
+level is made at a noisy state. A chain whose second call fails is not projected in that step.
 
 Reference: Chung et al. 2022, "Improving diffusion models for inverse problems using manifold
 constraints", NeurIPS, arXiv 2206.00941. The public code of DPS (arXiv 2209.14687), which carries
@@ -26,17 +26,15 @@ the method, projects by an operator of its own for each task.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from enkg import random
 from enkg.abilities import Ability
-from enkg.arrays import rows
 from enkg.comm import ALONE, Comm
 from enkg.guidance.base import Forward, Info, State
-from enkg.guidance.chains import Chains, each, finite, operator
+from enkg.guidance.chains import Chains
 from enkg.guidance.dps import DPS
-from enkg.guidance.whole import whole
+from enkg.guidance.restoration import check_complete, replaced
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
@@ -84,14 +82,9 @@ class MCG(Chains):
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
     ) -> tuple[State, Info]:
-        data = whole(observation, len(state.x), state.x)
+        check_complete(observation, "MCG")
         after, info = self._dps.step(state, prior, forward, observation)
         noise = random.normal(prior.shape, state.seed, Stream.RENOISE, state.members, state.step)
         x = after.x
         y = state.own(forward(x - after.sigma * noise.to(x)))
-        alive = rows(y).isfinite().all(dim=1)
-        safe = torch.where(each(alive, y), y, 0.0).to(x)
-        op = operator(forward)
-        shift = (op.pinv(data) - op.pinv(safe)).to(x)
-        shift = finite(torch.where(each(alive, shift), shift, 0.0))
-        return replace(after, x=x + shift), info
+        return replace(after, x=x + replaced(y, forward, observation).to(x)), info

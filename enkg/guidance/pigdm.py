@@ -41,7 +41,6 @@ References: Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse
 weights of the public code: arXiv 2405.17673.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from typing import ClassVar, Literal
@@ -51,7 +50,6 @@ from torch import Tensor
 
 from enkg import random
 from enkg.abilities import Ability
-from enkg.arrays import rows
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.chains import (
@@ -71,6 +69,7 @@ from enkg.guidance.guided import (
     solved,
     stepped,
 )
+from enkg.guidance.restoration import replaced
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
@@ -191,7 +190,7 @@ class PiGDM(Guided):
             s = svd.s.to(at.x.device)
             found = svd.v(s / (spread * s**2 + std**2) * svd.ut(seen - at.y.double()))
         else:
-            found = surrogate_residual(at, op.pinv) / (spread + std**2)
+            found = replaced(at.y, at.forward, at.observation) / (spread + std**2)
         found = finite(found.double())
         return torch.where(each(at.alive, found), found, 0.0)
 
@@ -200,12 +199,3 @@ def check_noise_std(noise_std: float | None) -> None:
     """Raises InputError for a standard deviation that is none."""
     if noise_std is not None and not (noise_std >= 0 and isfinite(noise_std)):
         raise InputError(f"noise_std is {noise_std}; expected None, 0 or a positive number")
-
-
-def surrogate_residual(at: At, pinv: Callable[[Tensor], Tensor]) -> Tensor:
-    """h(y) - h(G(D)) of the living chains, (J_r, *X); zero for a failed one."""
-    seen = at.observation.y.to(at.y).expand_as(at.y)
-    safe = torch.where(each(at.alive, at.y), at.y, seen)
-    found = pinv(seen) - pinv(safe)
-    good = at.alive & rows(found).isfinite().all(dim=1)
-    return torch.where(each(good, found), found, 0.0).double()

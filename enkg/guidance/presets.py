@@ -186,8 +186,12 @@ METHODS: dict[str, Guidance] = {
     "pigdm-inversebench": PiGDM(form="published", noise="fixed", eta=0.2, **_LOG),
     "conjugate-pigdm": ConjugatePiGDM(),
     "conjugate-pigdm-surrogate": ConjugatePiGDM(inverse="pinv"),
-    "conjugate-pigdm-super-resolution": ConjugatePiGDM(levels=5, weight=15.0, noise_std=0.0),
-    "conjugate-pigdm-super-resolution-noisy": ConjugatePiGDM(levels=5, weight=2.0, shift=-0.15),
+    "conjugate-pigdm-super-resolution": ConjugatePiGDM(
+        levels=5, weight=15.0, noise_std=0.0, start="published"
+    ),
+    "conjugate-pigdm-super-resolution-noisy": ConjugatePiGDM(
+        levels=5, weight=2.0, shift=-0.15, start="published"
+    ),
     "daps": DAPS(),
     "daps-hmc": DAPS(move="hmc", levels=20, steps=50),
     "daps-mh": DAPS(move="metropolis", levels=20, steps=200),

@@ -146,17 +146,20 @@ def check_gaussian(observation: Observation) -> None:
 
 def check_complete(observation: Observation, method: str) -> None:
     """Raises InputError where data are missing."""
-    if not bool(observation.mask.all()):
+    missing = int((~observation.mask).sum())
+    if missing:
         raise InputError(
-            f"{method} takes the inverse of all data, and some are missing; leave them to the "
-            "simulator (and its pinv or svd) instead of a mask"
+            f"{method} inverts all data at once, and some are missing: {missing} of "
+            f"{observation.mask.numel()} are masked; leave them to the simulator (and its pinv, "
+            "svd or adjoint) instead of a mask"
         )
 
 
 def replaced(y: Tensor, forward: Forward, observation: Observation) -> Tensor:
     """A^+ y_observed - A^+ y, (J_r, *Y) to (J_r, *X), float64; 0 where the simulator failed.
 
-    Two pseudo-inverses: of the data once, and of each member.
+    y: NaN or infinite where it failed. The pseudo-inverse may be a guess at the inverse of a
+    nonlinear simulator. It is taken of the data once, and of each member.
     """
     op = operator(forward)
     alive = rows(y).isfinite().all(dim=1)

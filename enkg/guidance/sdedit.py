@@ -36,7 +36,7 @@ from enkg.comm import ALONE, Comm, once
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.chains import Chains, check_choices, operator
-from enkg.guidance.whole import whole
+from enkg.guidance.restoration import check_complete
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
@@ -111,10 +111,10 @@ class SDEdit(Chains):
         op = operator(forward)
         if self.given is not None:
             guide = self.given.to(like)[None]
-        elif self.guide == "pinv":
-            guide = op.pixel.pinv(whole(observation, 1, like))
         else:
-            guide = op.pixel.adjoint(whole(observation, 1, like))
+            check_complete(observation, "SDEdit")
+            back = op.pixel.pinv if self.guide == "pinv" else op.pixel.adjoint
+            guide = back(observation.y.to(like)[None])
         guide = op.encode(guide)
         if guide.shape[1:] != torch.Size(prior.shape):
             raise InputError(

@@ -158,6 +158,71 @@ def test_that_a_surrogate_that_is_the_inverse_takes_the_same_steps():
     assert torch.allclose(*found, atol=1e-9)
 
 
+class Recorded:
+    """A prior that keeps what its denoiser is asked."""
+
+    def __init__(self, prior) -> None:
+        self.prior, self.shape, self.asked = prior, prior.shape, []
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        self.asked.append(x)
+        return self.prior.denoise(x, sigma)
+
+    def __getattr__(self, name: str):
+        return getattr(self.prior, name)
+
+
+def sloping(*s: float) -> LinearGaussian:
+    """Prior N(0, I), three data with these singular values, of three of six unknowns."""
+    matrix = torch.zeros(3, 6, dtype=torch.float64)
+    matrix[range(3), range(3)] = torch.tensor(s, dtype=torch.float64)
+    y = torch.tensor([1.0, -0.6, 0.9], dtype=torch.float64)
+    eye = torch.eye(6, dtype=torch.float64)
+    return LinearGaussian(torch.zeros(6).double(), eye, matrix, STD**2 * EYE, y)
+
+
+def started(method: ConjugatePiGDM, problem: LinearGaussian) -> tuple[Tensor, Tensor]:
+    """What the start adds to the noise, and the result, of each chain."""
+    prior = Recorded(problem.gaussian)
+    states, _ = follow(method, prior, problem.operator, enkg.Observation(problem.y, std=STD))
+    first = prior.asked[-method.levels] - states[0].x
+    return first, states[-1].x
+
+
+def test_that_what_noise_hides_starts_as_what_the_simulator_does_not_see():
+    edge = STD / 2.03  # noise of the inverse at the level of the start
+    problem = sloping(1.0, 1.01 * edge, 0.99 * edge)
+    whole = torch.linalg.pinv(problem.matrix) @ problem.y
+    method = ConjugatePiGDM(members=2, levels=3)
+    found, _ = started(method, problem)
+    seen = torch.where(torch.arange(6) < 2, whole, 0.0)
+    assert whole[2].abs() > 1
+    torch.testing.assert_close(found, seen.expand(2, 6), rtol=1e-10, atol=1e-10)
+    for fields in ({"start": "published"}, {"noise_std": 0.0}):
+        found, _ = started(replace(method, **fields), problem)
+        torch.testing.assert_close(found, whole.expand(2, 6), rtol=1e-10, atol=1e-10)
+
+
+def test_that_a_surrogate_hidden_by_its_noise_is_not_where_the_chains_start():
+    problem = sloping(1.0, 1.0, 1.0)
+    method = ConjugatePiGDM(members=2, levels=3, inverse="pinv", noise_std=2.0)
+    seen = torch.linalg.pinv(problem.matrix) @ problem.y
+    torch.testing.assert_close(started(method, problem)[0], seen.expand(2, 6))
+    assert not started(replace(method, noise_std=2.1), problem)[0].any()
+
+
+def test_that_small_singular_values_do_not_throw_the_result_off():
+    """Unguided, the flow of N(0, 1) shrinks any start by sqrt(1 + sigma_max^2)."""
+    problem, method = sloping(1.0, 1e-2, 1e-3), ConjugatePiGDM(members=64, levels=40)
+    shrinks = sqrt(1 + 2.03**2)
+    _, published = started(replace(method, start="published"), problem)
+    _, found = started(method, problem)
+    far = problem.y[1:] / torch.tensor([1e-2, 1e-3]).double() / shrinks
+    torch.testing.assert_close(published[:, 1:3].mean(0), far, rtol=0.1, atol=0.5)
+    assert found[:, 1:3].mean(0).abs().max() < 4 / 8
+    torch.testing.assert_close(found[:, 0], published[:, 0])
+
+
 @pytest.mark.parametrize("inverse", ["svd", "pinv"])
 def test_that_a_chain_whose_simulator_fails_follows_the_prior(inverse):
     def fails(x: Tensor) -> Tensor:
@@ -178,7 +243,13 @@ def test_that_a_chain_whose_simulator_fails_follows_the_prior(inverse):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"weight": 0.0}, {"shift": float("inf")}, {"inverse": "cg"}, {"noise_std": -1.0}],
+    [
+        {"weight": 0.0},
+        {"shift": float("inf")},
+        {"inverse": "cg"},
+        {"start": "all"},
+        {"noise_std": -1.0},
+    ],
 )
 def test_that_wrong_settings_are_refused(wrong):
     with pytest.raises(InputError):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import enkg
 from enkg.errors import InputError, MissingCapability
-from enkg.guidance.diffpir import DiffPIR, _closed, _conjugate, _descent
+from enkg.guidance.diffpir import DiffPIR, _descent
 from enkg.guidance.restoration import injected
 from enkg.guidance.reverse import ancestral_step
 from tests.enkg.problems import LinearOperator, kalman, normal, small_problem, values
@@ -27,6 +27,7 @@ from tests.enkg.restoring import (
 )
 
 EYE = torch.eye(6, dtype=torch.float64)
+BY_CG = DiffPIR(members=4, prox="cg", iterations=4)
 ways = pytest.mark.parametrize("prox", ["svd", "cg", "gradient"])
 
 
@@ -44,13 +45,10 @@ def test_that_strength_one_is_the_posterior_mean_of_a_white_prior(sigma, way):
     problem = noisy(0.3)
     clean = problem.mean + normal(4, 6, seed=2)
     operator, observation = problem.operator, measured(problem)
-    state = first_state(DiffPIR(members=4), problem)
-    if way == "svd":
-        found, _, _ = _closed(state, clean, sigma**-2, operator, observation)
-    elif way == "cg":  # three data: exact after three steps
-        found, _ = _conjugate(state, clean, sigma**-2, 4, operator, observation)
-    else:
-        found, _ = _descent(state, clean, sigma**-2, 600, operator, observation)
+    iterations = 4 if way == "cg" else 600  # three data: exact after three of the former
+    method = DiffPIR(members=4, prox=way, iterations=iterations)
+    state = first_state(method, problem)
+    found, _, _ = method.compromise(state, clean, sigma, operator, observation)
     target = exact(problem, clean, sigma)
     assert (target - clean).norm() > 0.01
     close = 1e-3 if way == "gradient" else 1e-9
@@ -60,8 +58,8 @@ def test_that_strength_one_is_the_posterior_mean_of_a_white_prior(sigma, way):
 def test_that_conjugate_gradients_take_any_gaussian_noise():
     problem = small_problem()  # standard deviations of three sizes
     clean = problem.mean + normal(4, 6, seed=2)
-    state = first_state(DiffPIR(members=4), problem)
-    found, _ = _conjugate(state, clean, 0.7**-2, 4, problem.operator, problem.observation)
+    state = first_state(BY_CG, problem)
+    found, _, _ = BY_CG.compromise(state, clean, 0.7, problem.operator, problem.observation)
     torch.testing.assert_close(found, exact(problem, clean, 0.7), rtol=1e-9, atol=1e-9)
 
 
@@ -70,8 +68,8 @@ def test_that_conjugate_gradients_leave_out_missing_data():
     y = torch.where(torch.tensor([True, False, True]), problem.y, torch.nan)
     masked = enkg.Observation(y, std=0.3, mask=y.isfinite())
     clean = problem.mean + normal(4, 6, seed=2)
-    state = first_state(DiffPIR(members=4), problem)
-    found, _ = _conjugate(state, clean, 0.7**-2, 4, problem.operator, masked)
+    state = first_state(BY_CG, problem)
+    found, _, _ = BY_CG.compromise(state, clean, 0.7, problem.operator, masked)
     keep = [0, 2]
     less = replace(problem, matrix=problem.matrix[keep], y=problem.y[keep])
     less = replace(less, noise=problem.noise[:2, :2])

@@ -68,6 +68,19 @@ def test_that_calls_and_products_follow_the_formulas():
     assert int(values(tree, "trace", "denoiser_vjps")[-1]) == 5 * 4 + 1
 
 
+def test_that_the_data_are_inverted_once_a_level_and_the_chains_each():
+    operator, inverted = PROBLEM.operator, []
+    inverse = operator.pinv
+
+    def counted(y):
+        inverted.append(len(y))
+        return inverse(y)
+
+    operator.pinv = counted
+    follow(MCG(members=4, levels=5), PROBLEM.gaussian, operator, PROBLEM.observation)
+    assert sum(inverted) == 5 * (4 + 1)
+
+
 def test_that_four_chains_are_the_first_four_of_eight_to_the_bit():
     few, many = (values(run(n), "posterior", "x") for n in (4, 8))
     np.testing.assert_array_equal(few, many[:4])

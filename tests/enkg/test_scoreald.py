@@ -1,8 +1,8 @@
 """Score-ALD by theory: its Langevin step, the law of one level, its guard and its cost."""
 
 from dataclasses import replace
-from typing import Any
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import pytest
