@@ -120,7 +120,7 @@ class Ablate:
     resume: bool = False
     """No effect: the command always goes on with what is there."""
     force: bool = False
-    """Take finished cells whose experiment has changed as they are, and go on with unfinished ones."""
+    """Take cells whose experiment has changed as they are, and go on with unfinished ones."""
     time_limit: str | None = None
     """Stop after H:MM:SS and end with exit code 75; the same command goes on."""
     cell: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
