@@ -52,7 +52,7 @@ def method(form: str, levels: int, weight: float, inverse: Any) -> enkg.Guidance
         "inverse": inverse,
     }
     if form == "conjugate":
-        return enkg.ConjugatePiGDM(**common)
+        return enkg.ConjugatePiGDM(start="published", **common)
     if form == "published":
         return enkg.PiGDM(form="published", schedule=VP, **common)
     return enkg.PiGDM(sampler="euler", sigma_max=5.0, sigma_min=0.02, **common)
