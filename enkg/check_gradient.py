@@ -113,7 +113,7 @@ class _Trial:
         return torch.where(odd, size * white, towards)
 
     def vjp(self, report: Report) -> None:
-        pulled = self.forward.operator.vjp(self.x, torch.from_numpy(self.v))
+        pulled = self.forward.operator.pull_back(self.x, torch.from_numpy(self.v))
         finite = rows(pulled).isfinite().all(dim=1)
         if not bool(finite.all()):
             report.add(
@@ -205,7 +205,7 @@ class _Trial:
         """Once more in reverse, the first with a cotangent of NaN."""
         v = torch.from_numpy(self.v[::-1].copy())
         v[0] = torch.nan
-        again = self.forward.operator.vjp(self.x.flip(0), v).flip(0)
+        again = self.forward.operator.pull_back(self.x.flip(0), v).flip(0)
         off = rows(again[:-1] - pulled[:-1]).norm(dim=1)
         if not bool((off <= 0.1 * EXACT * rows(pulled[:-1]).norm(dim=1)).all()):
             report.add(

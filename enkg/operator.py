@@ -135,6 +135,16 @@ class Operator:
 
         One product with the simulator's Jacobian a member. Raises EnsembleFailure where all fail.
         """
+        back = self.pull_back(x0, v)
+        if self.forward.comm.size == 1 and len(x0) and not bool(rows(back).isfinite().any()):
+            raise EnsembleFailure(
+                f"the gradient of all {len(x0)} members failed; the log says how. Try it with: "
+                "enkg check FILE"
+            )
+        return back
+
+    def pull_back(self, x0: Tensor, v: Tensor) -> Tensor:
+        """`vjp`, also where all fail."""
         self._needs("vjp")
         if not len(x0):
             return x0
@@ -147,11 +157,6 @@ class Operator:
         with threads(self.forward.cores):
             pulled = torch.from_numpy(function.pull_back(_array(x), _array(v))).to(x)
         good = rows(pulled).isfinite().all(dim=1)
-        if self.forward.comm.size == 1 and not bool(good.any()):
-            raise EnsembleFailure(
-                f"the gradient of all {len(x)} members failed; the log says how. Try it with: "
-                "enkg check FILE"
-            )
         mask = good.reshape(-1, *(1,) * (x.dim() - 1))
         back = torch.autograd.grad(x, leaf, torch.where(mask, pulled, 0.0))[0]
         back = self._undecoded(x0, back)

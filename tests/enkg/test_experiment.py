@@ -124,7 +124,7 @@ def test_that_slr_refuses_a_prior_that_is_not_gaussian_before_any_call():
 def test_that_every_preset_is_a_method_that_says_its_cost():
     for method in enkg.METHODS.values():
         assert isinstance(method, enkg.Guidance)
-        assert method.sweeps >= 1
+        assert method.sweeps >= 1 or method.needs  # an SVD may spare all calls
         assert method.members >= 2
     # The constants of the public scripts: 142, 63 and 158 sweeps.
     published = [m.sweeps for m in enkg.METHODS.values() if isinstance(m, enkg.EnKGPublished)]
