@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from enkg.arrays import rows
-from enkg.comm import Comm, once
+from enkg.comm import ALONE, Comm, once
 from enkg.errors import InputError, MissingCapability
 from enkg.guidance.base import Forward, Guidance, State
 from enkg.guidance.reverse import Schedule, noise_levels
 from enkg.observation import Observation
 from enkg.prior import Prior, White, vjp
+from enkg.sample import start
 
 
 class Decomposed(Protocol):
@@ -29,6 +30,15 @@ class Decomposed(Protocol):
     def u(self, z: Tensor, /) -> Tensor: ...
     def vt(self, x: Tensor, /) -> Tensor: ...
     def v(self, z: Tensor, /) -> Tensor: ...
+
+
+class Projection(Protocol):
+    """See `enkg.operator.Projection`."""
+
+    support: Tensor
+
+    def onto(self, u: Tensor, y: Tensor, /) -> Tensor: ...
+    def crop(self, u: Tensor, /) -> Tensor: ...
 
 
 class Operator(Protocol):
@@ -65,6 +75,11 @@ class Operator(Protocol):
     @property
     def svd(self) -> Decomposed:
         """The singular value decomposition of A."""
+        ...
+
+    @property
+    def project(self) -> Projection:
+        """The projection onto the objects with given magnitudes."""
         ...
 
     @property
@@ -117,6 +132,12 @@ class Chains(Guidance):
     def sigmas(self) -> list[float]:
         """The noise levels, zero at the end."""
         return noise_levels(self.schedule, self.levels, self.sigma_max, self.sigma_min)
+
+    def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
+        """Chains at the highest level, from the noised prior. No simulator call."""
+        sigma, members = self.sigmas[0], self.own_members(prior, comm)
+        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
+        return State(x, members, seed, sigma=sigma, comm=comm)
 
     def doubts(self, prior: Prior) -> tuple[str, ...]:
         if not isinstance(prior, White):

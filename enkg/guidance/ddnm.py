@@ -44,11 +44,10 @@ from torch import Tensor
 from enkg.abilities import Ability
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
-from enkg.guidance.chains import check_choices, misfit_per_datum
+from enkg.guidance.chains import Chains, check_choices, misfit_per_datum
 from enkg.guidance.restoration import (
     Components,
     Injection,
-    Restoration,
     Rule,
     check_complete,
     check_shares,
@@ -65,7 +64,7 @@ from enkg.sample import reverse_step
 
 
 @dataclass(frozen=True)
-class DDNM(Restoration):
+class DDNM(Chains):
     """Null-space restoration. Cost: `levels` x `repeats` simulator calls a member; none but one
     with plus=True."""
 

@@ -35,11 +35,10 @@ from torch import Tensor
 
 from enkg.abilities import Ability
 from enkg.guidance.base import Forward, Info, State
-from enkg.guidance.chains import check_choices
+from enkg.guidance.chains import Chains, check_choices
 from enkg.guidance.restoration import (
     Components,
     Injection,
-    Restoration,
     Rule,
     check_shares,
     components,
@@ -52,7 +51,7 @@ from enkg.random import Stream
 
 
 @dataclass(frozen=True)
-class DDRM(Restoration):
+class DDRM(Chains):
     """Restoration by singular vectors. Cost: no simulator call but one, for G(0)."""
 
     noise: Injection = "ancestral"

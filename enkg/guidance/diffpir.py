@@ -52,6 +52,7 @@ from enkg.abilities import Ability
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.chains import (
+    Chains,
     Slope,
     check_choices,
     dots,
@@ -61,7 +62,6 @@ from enkg.guidance.chains import (
 )
 from enkg.guidance.quadratic import solve
 from enkg.guidance.restoration import (
-    Restoration,
     check_shares,
     components,
     drawn,
@@ -77,7 +77,7 @@ GROWTH = 4.0
 
 
 @dataclass(frozen=True)
-class DiffPIR(Restoration):
+class DiffPIR(Chains):
     """Plug-and-play restoration. Cost: `levels` x (1 + `iterations`) simulator calls a member; one
     call with prox="svd"."""
 

@@ -73,7 +73,7 @@ from enkg.observation import Observation
 from enkg.poisson import Poisson
 from enkg.prior import Prior
 from enkg.random import Stream
-from enkg.sample import reverse_step, start
+from enkg.sample import reverse_step
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,8 @@ class DPS(Chains):
         return self.levels
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
-        sigma = self.sigmas[0]
-        check_differentiable(prior, comm, "DPS", sigma, like)
-        members = self.own_members(prior, comm)
-        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
-        return State(x, members, seed, sigma=sigma, comm=comm)
+        check_differentiable(prior, comm, "DPS", self.sigmas[0], like)
+        return super().init(prior, seed, like, comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation

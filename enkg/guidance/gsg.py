@@ -83,7 +83,6 @@ from enkg.guidance.scaling import damped, in_prior_units
 from enkg.observation import Observation
 from enkg.prior import Drawable, Placed, Prior
 from enkg.random import Stream
-from enkg.sample import start
 
 
 @dataclass(frozen=True)
@@ -132,13 +131,10 @@ class GSG(Queried):
                 "a prior with draw(seed, members, step)",
                 'directions="white" does without',
             )
-        sigma = self.sigmas[0]
-        check_differentiable(prior, comm, "GSG", sigma, like)
-        members = self.own_members(prior, comm)
-        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
+        check_differentiable(prior, comm, "GSG", self.sigmas[0], like)
         unknowns = torch.Size(prior.shape).numel()
         remarks = () if unknowns + 1 <= self.count else (self._doubt(unknowns),)
-        return State(x, members, seed, sigma=sigma, comm=comm, remarks=remarks)
+        return replace(super().init(prior, seed, like, comm), remarks=remarks)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation

@@ -49,7 +49,6 @@ from enkg.guidance.reverse import ancestral_step
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
-from enkg.sample import start
 
 Sampler = Literal["heun", "euler", "ancestral"]
 
@@ -108,11 +107,8 @@ class Guided(Chains):
         return 2 * self.levels - 1 if self.sampler == "heun" else self.levels
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
-        sigma = self.sigmas[0]
-        check_differentiable(prior, comm, type(self).__name__, sigma, like)
-        members = self.own_members(prior, comm)
-        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
-        return State(x, members, seed, sigma=sigma, comm=comm)
+        check_differentiable(prior, comm, type(self).__name__, self.sigmas[0], like)
+        return super().init(prior, seed, like, comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation

@@ -39,8 +39,8 @@ from torch.nn.functional import interpolate
 from enkg.abilities import Ability
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
-from enkg.guidance.chains import check_choices, finite, operator
-from enkg.guidance.restoration import Restoration, check_complete, drawn, info, replaced
+from enkg.guidance.chains import Chains, check_choices, finite, operator
+from enkg.guidance.restoration import check_complete, drawn, info, replaced
 from enkg.guidance.reverse import ancestral_step
 from enkg.observation import Observation
 from enkg.prior import Prior
@@ -48,7 +48,7 @@ from enkg.random import Stream
 
 
 @dataclass(frozen=True)
-class ILVR(Restoration):
+class ILVR(Chains):
     """Replacement of the seen part. Cost: `levels` simulator calls a member (projection), or none
     (lowpass)."""
 

@@ -35,7 +35,7 @@ Gerchberg and Saxton 1972, Optik 35, 237.
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,19 +46,10 @@ from enkg.arrays import rows
 from enkg.comm import ALONE, Comm
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Guidance, Info, State
-from enkg.guidance.chains import each, misfit_per_datum, operator
+from enkg.guidance.chains import Projection, each, misfit_per_datum, operator
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
-
-
-class Projection(Protocol):
-    """See `enkg.operator.Projection`."""
-
-    support: Tensor
-
-    def onto(self, u: Tensor, y: Tensor, /) -> Tensor: ...
-    def crop(self, u: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +191,7 @@ class AlternatingProjections(Guidance):
 
 def projection(forward: Forward) -> Projection:
     """The projection onto the magnitudes that the simulator offers."""
-    return cast("Projection", getattr(operator(forward), "project"))  # noqa: B009
+    return operator(forward).project
 
 
 def check_feedback(beta: float) -> None:

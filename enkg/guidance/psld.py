@@ -56,7 +56,6 @@ from enkg.guidance.scaling import in_prior_units
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
-from enkg.sample import start
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,8 @@ class PSLD(Chains):
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
         check_coder("PSLD", prior)
-        sigma, members = self.sigmas[0], self.own_members(prior, comm)
-        check_differentiable(prior, comm, "PSLD", sigma, like)
-        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
-        return State(x, members, seed, sigma=sigma, comm=comm)
+        check_differentiable(prior, comm, "PSLD", self.sigmas[0], like)
+        return super().init(prior, seed, like, comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation

@@ -53,7 +53,7 @@ from enkg.guidance.psld import direction, residual
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
-from enkg.sample import reverse_step, start
+from enkg.sample import reverse_step
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,8 @@ class ReSample(Chains):
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
         check_coder("ReSample", prior)
-        sigma, members = self.sigmas[0], self.own_members(prior, comm)
-        check_differentiable(prior, comm, "ReSample", sigma, like)
-        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
-        return State(x, members, seed, sigma=sigma, comm=comm)
+        check_differentiable(prior, comm, "ReSample", self.sigmas[0], like)
+        return super().init(prior, seed, like, comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation

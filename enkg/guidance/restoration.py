@@ -1,4 +1,4 @@
-"""What the restoration methods share: their first state, and the data along singular vectors.
+"""What the restoration methods share: the data along singular vectors, and the inverse.
 
 With A = U diag(s) V^T (compact, K singular values) and noise sigma_y^2 I, the data are seen in the
 coordinates of the columns of V:
@@ -27,28 +27,15 @@ from torch import Tensor
 
 from enkg import random
 from enkg.arrays import rows
-from enkg.comm import ALONE, Comm
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
-from enkg.guidance.chains import Chains, Decomposed, each, finite, misfit_per_datum, operator
+from enkg.guidance.chains import Decomposed, each, finite, misfit_per_datum, operator
 from enkg.guidance.reverse import ancestral_step
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
-from enkg.sample import start
 
 Injection = Literal["ancestral", "ddrm"]
-
-
-@dataclass(frozen=True)
-class Restoration(Chains):
-    """Base of the chains that start from the noised prior."""
-
-    def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
-        sigma = self.sigmas[0]
-        members = self.own_members(prior, comm)
-        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
-        return State(x, members, seed, sigma=sigma, comm=comm)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,14 +39,13 @@ from torch import Tensor
 
 from enkg import random
 from enkg.abilities import Ability
-from enkg.comm import ALONE, Comm
 from enkg.errors import InputError
 from enkg.guidance.base import Forward, Info, State
 from enkg.guidance.chains import Chains, Slope, dots, each, finite, misfit_per_datum, slope
 from enkg.observation import Observation
 from enkg.prior import Prior
 from enkg.random import Stream
-from enkg.sample import score, start
+from enkg.sample import score
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,6 @@ class ScoreALD(Chains):
     @property
     def sweeps(self) -> int:
         return self.levels * self.inner
-
-    def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> State:
-        sigma = self.sigmas[0]
-        members = self.own_members(prior, comm)
-        x = start(prior, sigma, seed, members, like, sigma_max=max(80.0, sigma))
-        return State(x, members, seed, sigma=sigma, comm=comm)
 
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation

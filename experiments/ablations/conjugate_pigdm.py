@@ -6,7 +6,7 @@ enkg ablate experiments/ablations/conjugate_pigdm.py
 One draw of the prior of experiments/images/restore.py or one digit a seed, with noise 0.05, and one
 denoiser call a chain and level, in three forms:
 
-    conjugate   `ConjugatePiGDM`: starts at A^+ y, steps equal in forward time
+    conjugate   `ConjugatePiGDM` with its published start A^+ y, steps equal in forward time
     published   the discrete step of PiGDM, same levels, from a draw of the prior's noise
     denoiser    the guided denoiser D_y with Euler's rule, 5 to 0.02, as Bayes has it for weight 1
 

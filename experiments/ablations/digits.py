@@ -31,6 +31,7 @@ from enkg import abilities, metrics
 from enkg.guidance import METHODS
 from experiments.digits.compare import misfit
 from experiments.digits.problem import AgainstExact, experiment
+from experiments.digits.setting import PROBLEMS
 from experiments.references.digits import reference
 from simulators.small_images import LINEAR, OPERATORS
 
@@ -58,20 +59,6 @@ FORMS = {
     "hio": ("hio",),
 }
 """Names of `enkg list`, the best first."""
-TASKS = (
-    "denoise",
-    "box",
-    "random",
-    "sr2",
-    "sr4",
-    "blur",
-    "motion",
-    "hdr",
-    "quantise",
-    "poisson",
-    "jpeg",
-    "phase",
-)
 QUICK = ("box", "sr4", "hdr")
 SLOW = ("enkg", "mmps", "daps", "daps-mh", "diffpir", "scoreald")
 """Left out of the quick grid."""
@@ -131,7 +118,7 @@ def ablation(quick: bool = False, seeds: int = 2) -> enkg.Ablation:
         partial(build, members=FEW) if quick else build,
         {
             "guidance": [name for name in FORMS if not (quick and name in SLOW)],
-            "task": QUICK if quick else TASKS,
+            "task": QUICK if quick else PROBLEMS,
             "seed": range(1 if quick else seeds),
         },
         title="Digits, 8 x 8, noise .05",
