@@ -1,7 +1,6 @@
 """The command line: enkg run, resume, calibrate, ablate, submit, status, check, new, list, ..."""
 
 import dataclasses
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +10,6 @@ from typing import Annotated, Any, cast, get_args
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as Grid
 
 import enkg
 from enkg import (
@@ -20,12 +17,14 @@ from enkg import (
     calibration_report,
     findings,
     grid,
+    listing,
     report,
     serve,
     slurm,
     status,
     stop,
     store,
+    train_command,
 )
 from enkg.build import Options, described
 from enkg.calibrate import NUMBERS, calibrate, is_calibration, numbers
@@ -36,10 +35,21 @@ from enkg.errors import EnkgError, InputError, StoreError
 from enkg.execute import crew
 from enkg.execute.crew import Crew
 from enkg.experiment import Experiment
-from enkg.guidance import METHODS
-from enkg.load import discover, project_root
+from enkg.load import project_root
 from enkg.machine import own_cores, threads
-from enkg.options import Ablate, Calibrate, Check, Export, List, New, Resume, Run, Show, Status
+from enkg.options import (
+    Ablate,
+    Calibrate,
+    Check,
+    Export,
+    List,
+    New,
+    Resume,
+    Run,
+    Show,
+    Status,
+    Train,
+)
 from enkg.progress import Truths, Watch, calls
 from enkg.run import run
 from enkg.scaffold import new_simulator, next_steps
@@ -62,6 +72,7 @@ Command = (
     | Annotated[Resume, tyro.conf.subcommand("resume")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Submit, tyro.conf.subcommand("submit")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Check, tyro.conf.subcommand("check")]
@@ -87,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = given[0]
     whole = {"run": _run, "calibrate": _calibrate, "check": _check, "submit": _submit}
-    whole |= {"ablate": _ablate}
+    whole |= {"ablate": _ablate, "train": _train}
     try:
         with stop.signals():
             if command in whole:
@@ -105,14 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as error:
-        runs = command in ("run", "resume", "calibrate", "ablate")
+        runs = command in ("run", "resume", "calibrate", "ablate", "train")
         by, code = "stopped by the keyboard", 130
         if isinstance(error, stop.Stopped):
             by, code = str(error), error.code if runs else stop.AT_ONCE
         left = "; the run is not finished: enkg resume goes on with it" if runs else ""
-        if command in ("calibrate", "ablate"):
-            what = {"calibrate": "calibration", "ablate": "ablation"}[command]
-            left = f"; the {what} is not finished: the same command goes on with it"
+        unfinished = {
+            "calibrate": "; the calibration is not finished: the same command goes on with it",
+            "ablate": "; the ablation is not finished: the same command goes on with it",
+            "train": "; the training is not finished: the same command with --resume goes on",
+        }
+        left = unfinished.get(command, left)
         Console(stderr=True).print(f"{by}{left}", highlight=False, soft_wrap=True)
         return code
 
@@ -279,6 +293,11 @@ def _ablate(given: list[str]) -> int:
     return ablation_command.ablate(given, console)
 
 
+def _train(given: list[str]) -> int:
+    with _ranks(_kind(given)) as comm:
+        return train_command.train(given, comm, console)
+
+
 def _submit(given: list[str]) -> int:
     if ablation_command.is_one(given):
         return ablation_command.submit(given, console)
@@ -327,50 +346,15 @@ def _list(command: List) -> int:
     root = command.root or project_root(Path.cwd() / "x")
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; give the root of a project")
-    grid = Grid("guidance", "", show_edge=False)
-    for name, line in _methods():
-        grid.add_row(name, escape(line))
-    console.print(grid)
-    for room, entries in discover(root).items():
-        if entries:
-            grid = Grid(room, "", show_edge=False)
-            for entry in entries:
-                grid.add_row(entry.path, entry.line)
-            console.print()
-            console.print(grid)
+    listing.show(root, console)
     return 0
-
-
-def _methods() -> Iterator[tuple[str, str]]:
-    """Each method with its line; a preset with its differences from the first of its class."""
-    first: dict[type, str] = {}
-    told: set[Any] = set()
-    for name, method in METHODS.items():
-        kind = type(method)
-        if kind in first:
-            yield name, f"{first[kind]} with {_differences(method)}"
-            continue
-        module = inspect.getmodule(kind)
-        line = (inspect.getdoc(kind if module in told else module) or "").splitlines()[0]
-        first[kind] = name
-        told.add(module)
-        yield name, line
-
-
-def _differences(method: Any) -> str:
-    """How a preset differs from the defaults of its class."""
-    plain = type(method)()
-    changed = [
-        f"{f.name}={getattr(method, f.name)}"
-        for f in dataclasses.fields(method)
-        if getattr(method, f.name) != getattr(plain, f.name)
-    ]
-    return ", ".join(changed)
 
 
 def _show(command: Show) -> int:
     if ablation_command.is_ablation(command.directory):
         ablation_command.show(command.directory, console)
+    elif train_command.is_prior(command.directory):
+        train_command.show(command.directory, console)
     elif is_calibration(command.directory):
         calibration_report.show(numbers(command.directory), console)
     else:

@@ -1,8 +1,9 @@
 """Experiment files: Python that defines `experiment`, and how the command line finds them.
 
-`experiment` is an `Experiment`, or a function with typed arguments that returns one; so is the
-`ablation` of a file for `enkg ablate`. The project's root (the nearest folder above with a
-pyproject.toml or a .git) goes on the import path, so that the file may import its neighbours.
+`experiment` is an `Experiment`, or a function with typed arguments that returns one; so are the
+`ablation` of a file for `enkg ablate` and the `training` of one for `enkg train`. The project's
+root (the nearest folder above with a pyproject.toml or a .git) goes on the import path, so that the
+file may import its neighbours.
 """
 
 import ast
@@ -17,6 +18,9 @@ from typing import Any
 
 from enkg.errors import InputError
 from enkg.experiment import Experiment
+
+VERBS = {"experiment": "run", "ablation": "ablate", "training": "train"}
+"""What a file may define, and the command that takes it."""
 
 
 class UserCodeError(InputError):
@@ -40,11 +44,8 @@ def defined(file: Path, name: str, kind: type, expected: str) -> Any:
     """
     found = getattr(module(file), name, None)
     if found is None:
-        [other] = {"experiment", "ablation"} - {name}
-        advice = ""
-        if other in names(file):
-            verb = {"experiment": "run", "ablation": "ablate"}[other]
-            advice = f". It defines `{other}`, which is for: enkg {verb} {file}"
+        there = [other for other in VERBS if other in names(file)]
+        advice = "".join(f". It defines `{o}`, which is for: enkg {VERBS[o]} {file}" for o in there)
         raise InputError(f"{file} defines no `{name}`; expected {expected}{advice}")
     if not isinstance(found, kind) and not inspect.isfunction(found):
         raise InputError(
@@ -117,8 +118,9 @@ class Found:
 
 
 def discover(root: Path) -> dict[str, list[Found]]:
-    """Experiments, ablations, priors and simulators of a project, without running any of them."""
-    out: dict[str, list[Found]] = {"experiments": [], "ablations": []}
+    """Experiments, ablations, trainings, priors and simulators of a project, without running any of
+    them."""
+    out: dict[str, list[Found]] = {f"{name}s": [] for name in VERBS}
     for room in ("experiments", "priors", "simulators"):
         patterns = ("**/*.py",) if room == "experiments" else ("*.py", "*/__init__.py")
         for file in sorted(f for p in patterns for f in (root / room).glob(p)):
@@ -128,7 +130,7 @@ def discover(root: Path) -> dict[str, list[Found]]:
                 continue
             rooms = [room]
             if room == "experiments":
-                rooms = [f"{n}s" for n in ("experiment", "ablation") if n in _names(tree)]
+                rooms = [f"{n}s" for n in VERBS if n in _names(tree)]
             text = (ast.get_docstring(tree) or "").strip()
             if text:
                 path = file.parent if file.name == "__init__.py" else file

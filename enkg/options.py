@@ -130,6 +130,41 @@ class Ablate:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Turn samples of the unknown into a diffusion prior, a folder for enkg.Trained(folder).
+
+    FILE is data (.npy, NetCDF or Zarr, or a folder of .npy files), or a Python file that defines
+    `training`: an enkg.Training, or a function with typed arguments that returns one, for samples
+    that a generator or a simulator makes. Every field of the training can be given after FILE, such
+    as --steps 50000 --network.channels 64 128 256; `enkg train FILE --help` lists them. On several
+    GPUs: torchrun --nproc-per-node=4 -m enkg train FILE.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The samples, or the file that defines `training`."""
+    out: Path | None = None
+    """The folder of the prior; priors/NAME-OF-FILE if not given."""
+    overwrite: bool = False
+    """Replace a prior, or an unfinished training, that is already there."""
+    resume: bool = False
+    """Go on with the unfinished training in the folder, or begin."""
+    force: bool = False
+    """With --resume: go on even though the training has changed, such as with other --steps."""
+    time_limit: str | None = None
+    """Stop after H:MM:SS and end with exit code 75; --resume goes on."""
+    variable: str | None = None
+    """Of NetCDF and Zarr: the variable, where there are several."""
+    sample_dim: str | None = None
+    """Of NetCDF and Zarr: the dimension that counts the samples; the first if not given."""
+    stacked: bool = False
+    """Of a folder: each .npy file holds several samples, (n, *X)."""
+    comm: Kind = "auto"
+    """The ranks: auto asks torchrun; alone is for one process."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+
+@dataclass(frozen=True)
 class Status:
     """Show how far a run is, from another terminal or another node.
 
@@ -153,10 +188,10 @@ class List:
 
 @dataclass(frozen=True)
 class Show:
-    """Print the numbers of a finished run, of a calibration, or of an ablation."""
+    """Print the numbers of a finished run, a calibration, an ablation, or a learned prior."""
 
     directory: tyro.conf.Positional[Path]
-    """The directory of the run, the calibration or the ablation."""
+    """The directory of the run, the calibration, the ablation or the prior."""
 
 
 @dataclass(frozen=True)

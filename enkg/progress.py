@@ -20,6 +20,9 @@ from enkg.beat import clock
 from enkg.calibration import Score
 from enkg.experiment import Experiment
 from enkg.guidance import Info
+from enkg.learned.keep import Row
+from enkg.learned.prepare import Prepared
+from enkg.learned.training import Training
 
 HEAD = "  step   sigma  misfit/datum  spread   beta      calls  failed  seconds"
 LOW = "     low"
@@ -207,6 +210,70 @@ class Cells:
             words += [f"{calls:,.0f} calls"] if calls is not None else []
             words.append(f"{found.seconds:.1f} s")
         self.console.print(", ".join(words), highlight=False, markup=False, soft_wrap=True)
+
+
+LEARNING = "     step      loss  held out      rate  samples/s  seconds"
+
+
+class Learning:
+    """Shows loss, speed and time left of a training: a line at each look, a bar where somebody
+    watches (an `enkg.learned.loop.Watcher`)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("samples", total=None, said="")
+        self.speed, self.batch, self.steps = 0.0, 1, 1
+        self.bar.start()
+
+    def preparing(self, done: int, total: int) -> None:
+        self.bar.update(self.task, completed=done, total=total, said=f"{done} of {total}")
+
+    def started(self, training: Training, prepared: Prepared, step: int) -> None:
+        self.batch, self.steps = training.batch, training.steps
+        weights = sum(p.numel() for p in prepared.module.parameters())
+        self.console.print(
+            f"{len(prepared.learnt):,} samples to learn from, {len(prepared.held_out):,} held out; "
+            f"{training.cost(prepared.samples.shape)}; {weights:,} weights",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if step:
+            self.console.print(f"goes on from step {step:,}", highlight=False)
+        self.console.print(LEARNING, style="bold", highlight=False)
+        self.bar.reset(self.task, total=self.steps, completed=step, description="training")
+
+    def stepped(self, step: int, loss: float, rate: float, speed: float) -> None:
+        self.speed = speed
+        left = clock((self.steps - step) * self.batch / max(speed, 1e-9))
+        said = f"loss {loss:.3f}, {speed:.0f} samples/s, about {left} left"
+        self.bar.update(self.task, completed=step, said=said)
+
+    def looked(self, row: Row) -> None:
+        cells = (
+            f"{row.step:9,d}",
+            f"{row.loss:9.4f}",
+            f"{row.held_out:9.4f}",
+            f"{row.rate:9.2g}",
+            f"{self.speed:10.0f}",
+            f"{row.seconds:8.0f}",
+        )
+        self.console.print(" ".join(cells), highlight=False)
+
+    def measuring(self) -> None:
+        self.bar.update(self.task, description="figures of merit", said="")
+
+    def ended(self) -> None:
+        self.bar.stop()
 
 
 @contextmanager

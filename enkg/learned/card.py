@@ -1,0 +1,114 @@
+"""The card of a learned prior: card.toml beside its weights.
+
+name, about, limits, licence           for people; the limits first
+[member]    shape, name, unit, long_name, dims
+[units]     from the prior's numbers to physical ones
+[network], [base]                      what the weights belong to
+[training]  samples, recipe, symmetries, steps, noise levels, versions, seconds
+[merits]    figures of merit on held-out samples (`enkg.learned.merits`)
+[files]     SHA-256 of the weights
+"""
+
+import hashlib
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from enkg.errors import InputError, StoreError
+
+CARD, WEIGHTS = "card.toml", "weights.safetensors"
+FORMAT = 1
+SECTIONS = ("member", "units", "network", "base", "training", "files")
+
+
+def write(folder: Path, card: Mapping[str, Any]) -> None:
+    """Writes the card, whole or not at all. None is left out, for TOML has no such thing."""
+    import tomli_w
+
+    _atomically(folder / CARD, tomli_w.dumps(_plain({"format": FORMAT, **card})).encode())
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The card of a folder. Raises InputError where there is none, StoreError where it is broken.
+
+    Every section that a prior is made from is there.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        there = "there is no such folder" if not Path(folder).is_dir() else f"it has no {CARD}"
+        raise InputError(
+            f"{folder} is no learned prior: {there}; expected a folder that `enkg train` made"
+        )
+    try:
+        found = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in SECTIONS if not isinstance(found.get(name), dict)]
+    if missing:
+        raise StoreError(f"{path} has no [{'], ['.join(missing)}]; it is not a whole card")
+    if found.get("format") != FORMAT:
+        raise StoreError(
+            f"{path} is of format {found.get('format')}; this version of enkg reads {FORMAT}"
+        )
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(folder: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Writes weights.safetensors, whole or not at all; returns its SHA-256."""
+    from safetensors.torch import save
+
+    data = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+    _atomically(folder / WEIGHTS, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_weights(folder: Path, expected: str) -> dict[str, Tensor]:
+    """The weights that the card speaks of; raises StoreError where they are missing or others."""
+    from safetensors.torch import load_file
+
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise StoreError(f"{folder} has a card but no {WEIGHTS}; get the folder whole")
+    found = digest(path)
+    if found != expected:
+        raise StoreError(
+            f"{path} is not the file that the card speaks of: its SHA-256 begins with "
+            f"{found[:12]}, the card says {expected[:12]}; get the folder anew, or train again"
+        )
+    return load_file(path)
+
+
+def _atomically(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic | Tensor | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return value

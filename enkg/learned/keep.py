@@ -1,0 +1,314 @@
+"""What a training leaves in its folder, and how it goes on from there."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from enkg.comm import Comm, once
+from enkg.errors import StoreError
+from enkg.learned import card, merits
+from enkg.learned.base import fitted
+from enkg.learned.network import UNet
+from enkg.learned.prepare import Prepared
+from enkg.learned.trained import OWN, Trained
+from enkg.learned.training import Training
+from enkg.sketch import differences
+from enkg.store import describe, versions, write_json
+
+if TYPE_CHECKING:
+    from enkg.learned.loop import Run
+
+RECORD, CHECKPOINT, HISTORY, FIGURES, DATA = (
+    "training.json",
+    "checkpoint.pt",
+    "history.csv",
+    "figures",
+    "data",
+)
+FREE = (
+    "device",
+    "workers",
+    "data",
+    "looks",
+    "drawn",
+    "exact",
+    "about",
+    "limits",
+    "licence",
+    "name",
+)
+"""Fields of a training that may change while it is unfinished."""
+SHOWN = 8
+"""Samples drawn at each look."""
+
+
+class Row(NamedTuple):
+    """One look. Losses are shares of the linear denoiser's square error."""
+
+    step: int
+    loss: float
+    held_out: float
+    rate: float
+    seconds: float
+
+
+def begin(
+    folder: Path,
+    training: Training,
+    resume: bool,
+    overwrite: bool,
+    force: bool,
+    comm: Comm,
+    source: str,
+    arguments: Sequence[str],
+) -> None:
+    """Makes the folder, or checks that the training in it is this one."""
+    once(comm, lambda: _begun(folder, training, resume, overwrite, force, source, arguments))
+
+
+def _begun(
+    folder: Path,
+    training: Training,
+    resume: bool,
+    overwrite: bool,
+    force: bool,
+    source: str,
+    arguments: Sequence[str],
+) -> None:
+    record = {"training": describe(training), "source": source, "arguments": list(arguments)}
+    record["training"].pop("exact", None)
+    if (folder / RECORD).is_file():
+        if resume:
+            _unchanged(folder, record["training"], force)
+        elif not overwrite:
+            raise StoreError(
+                f"{folder} holds an unfinished training; --resume goes on with it, --overwrite "
+                "begins anew"
+            )
+    elif (folder / card.CARD).is_file() and not overwrite:
+        raise StoreError(
+            f"{folder} holds a prior; give another --out, or --overwrite to replace it"
+        )
+    if not resume or not (folder / RECORD).is_file():
+        for name in (CHECKPOINT, HISTORY):
+            (folder / name).unlink(missing_ok=True)
+        if overwrite:
+            for name in (card.CARD, card.WEIGHTS):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / FIGURES, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, record)
+
+
+def _unchanged(folder: Path, now: dict[str, Any], force: bool) -> None:
+    before = json.loads((folder / RECORD).read_text())["training"]
+    changed = [d for d in differences(before, now) if d.split(".")[0] not in FREE]
+    if changed and not force:
+        raise StoreError(
+            f"{folder} holds a training with other {', '.join(changed)}; --force goes on with what "
+            "is given now, --overwrite begins anew"
+        )
+
+
+def checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The state to go on from; None where there is none yet."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds
+        raise StoreError(f"{path} cannot be read ({error}); --overwrite begins anew") from error
+
+
+def save(folder: Path, run: "Run") -> None:
+    """Writes the checkpoint, whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=CHECKPOINT, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(run.state(), file)
+        os.replace(name, folder / CHECKPOINT)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def look(folder: Path, training: Training, prepared: Prepared, run: "Run") -> Row:
+    """Measures, draws a few samples, and writes what there is of the prior."""
+    from enkg.learned import figures
+
+    begin = time.perf_counter()
+    recent = sum(run.recent) / len(run.recent)
+    row = Row(
+        run.step, recent, run.held_out(), training.rate * training.scale(run.step), run.seconds
+    )
+    run.history.append(row)
+    _history(folder, run)
+    prior = write(folder, training, prepared, run, None)
+    drawn = merits.draw(prior, SHOWN, training.seed, training.sigma_max)
+    held = prepared.reference("held_out" if len(prepared.held_out) else "learnt")
+    (folder / FIGURES).mkdir(exist_ok=True)
+    units = prepared.units
+    figures.samples_figure(
+        units.to_simulator(drawn),
+        units.to_simulator(held),
+        training.unknown,
+        folder / FIGURES / "samples.png",
+    )
+    losses = {
+        "step": [r.step for r in run.history],
+        "training": [r.loss for r in run.history],
+        "held out": [r.held_out for r in run.history],
+    }
+    figures.loss_figure(losses, folder / FIGURES / "loss.png")
+    run.seconds += time.perf_counter() - begin
+    return row
+
+
+def finish(folder: Path, training: Training, prepared: Prepared, run: "Run") -> None:
+    """Figures of merit, the last card; the checkpoint goes."""
+    from enkg.learned import figures
+
+    prior = write(folder, training, prepared, run, None)
+    found = None
+    if len(prepared.held_out) > 1:
+        held, learnt = prepared.reference("held_out"), prepared.reference("learnt")
+        drawn = merits.draw(prior, training.drawn, training.seed, training.sigma_max)
+        found = merits.measure(
+            prior,
+            held,
+            learnt,
+            drawn,
+            best_linear(training, prepared),
+            training.exact,
+            training.seed,
+        )
+        write(folder, training, prepared, run, found)
+        units = prepared.units
+        figures.samples_figure(
+            units.to_simulator(drawn[:SHOWN]),
+            units.to_simulator(held),
+            training.unknown,
+            folder / FIGURES / "samples.png",
+        )
+        figures.spectrum_figure(found.spectrum, folder / FIGURES / "spectrum.png")
+        figures.denoising_figure(found.denoising, folder / FIGURES / "denoising.png")
+    for name in (RECORD, CHECKPOINT):
+        (folder / name).unlink(missing_ok=True)
+
+
+def best_linear(training: Training, prepared: Prepared) -> Any:
+    """The linear denoiser to compare with: the base, or principal components if it is white."""
+    base = prepared.base
+    if training.base == "white":
+        base = fitted("components", prepared.rows(prepared.learnt[:8192]), training.components)
+    return base.prior()
+
+
+def write(
+    folder: Path,
+    training: Training,
+    prepared: Prepared,
+    run: "Run",
+    found: merits.Merits | None,
+) -> Trained:
+    """Weights and card; returns the prior in the training's precision."""
+    tensors = run.averaged().state_dict()
+    if training.half:
+        tensors = {
+            n: t if n.startswith("base_") else t.to(torch.float16) for n, t in tensors.items()
+        }
+    digest = card.save_weights(folder, tensors)
+    unknown, units = training.unknown, prepared.units
+    card.write(
+        folder,
+        {
+            "name": training.name or folder.resolve().name,
+            "about": training.about,
+            "limits": list(training.limits),
+            "licence": training.licence,
+            "member": {
+                "shape": list(prepared.samples.shape),
+                "name": unknown.name,
+                "unit": unknown.unit,
+                "long_name": unknown.long_name,
+                "dims": list(unknown.dims) if unknown.dims else None,
+                "colour_map": unknown.colour_map,
+            },
+            "units": {
+                "kind": type(units).__name__,
+                **{f.name: _number(getattr(units, f.name)) for f in dataclasses.fields(units)},
+            },
+            "network": _network(training),
+            "base": {"kind": training.base, "components": training.components},
+            "training": _training(training, prepared, run),
+            "merits": found.as_dict() if found else {},
+            "files": {"weights": digest},
+        },
+    )
+    own = None if is_ours(training) else training.network
+    return Trained(folder, training.precision, own)
+
+
+def is_ours(training: Training) -> bool:
+    """Whether the card alone can build the network."""
+    return isinstance(training.network, UNet)
+
+
+def _network(training: Training) -> dict[str, Any]:
+    network = training.network
+    if isinstance(network, UNet):
+        return {"kind": "UNet", **dataclasses.asdict(network)}
+    return {"kind": OWN, "name": type(network).__qualname__}
+
+
+def _training(training: Training, prepared: Prepared, run: "Run") -> dict[str, Any]:
+    return {
+        "finished": run.step >= training.steps,
+        "samples": len(prepared.learnt),
+        "held_out": len(prepared.held_out),
+        "recipe": training.recipe,
+        "symmetries": [repr(s) for s in training.symmetries],
+        "steps": run.step,
+        "batch": training.batch,
+        "seen": run.step * training.batch,
+        "rate": training.rate,
+        "noise_mean": training.noise.mean,
+        "noise_std": training.noise.std,
+        "sigma_max": training.sigma_max,
+        "precision": training.precision,
+        "stored": "float16" if training.half else "float32",
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "loss": run.history[-1].loss if run.history else None,
+        "held_out_loss": _finite(run.history[-1].held_out) if run.history else None,
+        "seed": training.seed,
+        "ranks": run.comm.size,
+        "device": str(run.device),
+        "seconds": round(run.seconds, 1),
+        "versions": {k: v for k, v in versions().items() if v and k in ("enkg", "torch", "numpy")},
+    }
+
+
+def _history(folder: Path, run: "Run") -> None:
+    with open(folder / HISTORY, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(Row._fields)
+        table.writerows([f"{v:.6g}" for v in row] for row in run.history)
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, int | float) else value.tolist()
+
+
+def _finite(value: float) -> float | None:
+    return None if isnan(value) else value
