@@ -100,9 +100,11 @@ class Linear:
 def fitted(kind: Kind, samples: Tensor, components: int = 256) -> Base:
     """The Gaussian of that kind for samples in the prior's numbers, shape (N, *X).
 
-    white: N(0, I). spectrum: the mean of all points and the power of each wavenumber, for fields
+    white: N(0, I). spectrum: the mean of each point and the power of each wavenumber, for fields
     on the torus. components: mean and covariance along the first principal components, isotropic
-    outside them. Symmetries enter through the samples: give symmetrised ones.
+    outside them; where there are fewer samples than numbers, at most half as many components as
+    samples, since what is left over tells the variance outside. Symmetries enter through the
+    samples: give symmetrised ones.
     """
     shape = tuple(samples.shape[1:])
     if kind == "white":
@@ -119,16 +121,16 @@ def fitted(kind: Kind, samples: Tensor, components: int = 256) -> Base:
     if kind != "components":
         raise InputError(f"base is {kind!r}; expected 'white', 'spectrum' or 'components'")
     centred = rows(x - mean)
-    keep = min(components, len(x) - 1, centred.shape[1])
+    d = centred.shape[1]
+    keep = min(components, d if len(x) > d else max(1, (len(x) - 1) // 2))
     total = float(centred.square().sum()) / (len(x) - 1)
-    if centred.shape[0] < centred.shape[1]:
+    if len(x) <= d:
         vectors = torch.linalg.eigh(centred @ centred.T)[1]
         basis = torch.linalg.qr(centred.T @ vectors.flip(1)[:, :keep])[0]
     else:
         basis = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :keep]
     variance = (centred @ basis).square().sum(dim=0) / (len(x) - 1)
-    outside = centred.shape[1] - keep
-    rest = max(total - float(variance.sum()), 0.0) / outside if outside else 0.0
+    rest = max(total - float(variance.sum()), 0.0) / (d - keep) if keep < d else 0.0
     return Base(mean.float(), variance.float(), rest, basis.contiguous().float())
 
 

@@ -25,13 +25,19 @@ from enkg.errors import InputError, StoreError
 CARD, WEIGHTS = "card.toml", "weights.safetensors"
 FORMAT = 1
 SECTIONS = ("member", "units", "network", "base", "training", "files")
+NEEDED = (("member", "shape"), ("member", "name"), ("files", "weights"))
 
 
 def write(folder: Path, card: Mapping[str, Any]) -> None:
-    """Writes the card, whole or not at all. None is left out, for TOML has no such thing."""
+    """Writes the card, whole or not at all. None is left out, for TOML has no such thing.
+
+    Figures have six digits; the units, on which the prior depends, have all.
+    """
     import tomli_w
 
-    _atomically(folder / CARD, tomli_w.dumps(_plain({"format": FORMAT, **card})).encode())
+    told = _plain({"format": FORMAT, **card}, rounded=True)
+    told["units"] = _plain(card["units"])
+    _atomically(folder / CARD, tomli_w.dumps(told).encode())
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -49,13 +55,16 @@ def read(folder: Path) -> dict[str, Any]:
         found = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
-    missing = [name for name in SECTIONS if not isinstance(found.get(name), dict)]
-    if missing:
-        raise StoreError(f"{path} has no [{'], ['.join(missing)}]; it is not a whole card")
     if found.get("format") != FORMAT:
         raise StoreError(
             f"{path} is of format {found.get('format')}; this version of enkg reads {FORMAT}"
         )
+    missing = [name for name in SECTIONS if not isinstance(found.get(name), dict)]
+    if missing:
+        raise StoreError(f"{path} has no [{'], ['.join(missing)}]; it is not a whole card")
+    absent = [f"{name}.{key}" for name, key in NEEDED if key not in found[name]]
+    if absent:
+        raise StoreError(f"{path} has no {', '.join(absent)}; it is not a whole card")
     return found
 
 
@@ -102,13 +111,13 @@ def _atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, rounded: bool = False) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+        return {str(k): _plain(v, rounded) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, rounded) for v in value]
     if isinstance(value, np.generic | Tensor | np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, float):
+        return _plain(value.tolist(), rounded)
+    if isinstance(value, float) and rounded:
         return float(f"{value:.6g}")
     return value

@@ -71,9 +71,12 @@ def begin(
     comm: Comm,
     source: str,
     arguments: Sequence[str],
-) -> None:
-    """Makes the folder, or checks that the training in it is this one."""
-    once(comm, lambda: _begun(folder, training, resume, overwrite, force, source, arguments))
+) -> bool:
+    """Makes the folder, or checks that the training in it is this one; False where it is finished.
+
+    A training that stopped before its first checkpoint is replaced without being told.
+    """
+    return once(comm, lambda: _begun(folder, training, resume, overwrite, force, source, arguments))
 
 
 def _begun(
@@ -84,10 +87,11 @@ def _begun(
     force: bool,
     source: str,
     arguments: Sequence[str],
-) -> None:
+) -> bool:
     record = {"training": describe(training), "source": source, "arguments": list(arguments)}
     record["training"].pop("exact", None)
-    if (folder / RECORD).is_file():
+    begun = any((folder / name).is_file() for name in (CHECKPOINT, card.CARD))
+    if (folder / RECORD).is_file() and begun:
         if resume:
             _unchanged(folder, record["training"], force)
         elif not overwrite:
@@ -96,6 +100,8 @@ def _begun(
                 "begins anew"
             )
     elif (folder / card.CARD).is_file() and not overwrite:
+        if resume and _is_finished(folder, training):
+            return False
         raise StoreError(
             f"{folder} holds a prior; give another --out, or --overwrite to replace it"
         )
@@ -108,6 +114,18 @@ def _begun(
             shutil.rmtree(folder / FIGURES, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, record)
+    return True
+
+
+def _is_finished(folder: Path, training: Training) -> bool:
+    """Whether the prior of a folder has had all the steps of this training."""
+    told = card.read(folder)["training"]
+    if told["finished"] and told["steps"] != training.steps:
+        raise StoreError(
+            f"{folder} holds a prior that was trained for {told['steps']:,} steps, and its state "
+            f"is not kept; {training.steps:,} steps begin anew: give another --out, or --overwrite"
+        )
+    return told["finished"]
 
 
 def _unchanged(folder: Path, now: dict[str, Any], force: bool) -> None:
@@ -127,8 +145,8 @@ def checkpoint(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds
-        raise StoreError(f"{path} cannot be read ({error}); --overwrite begins anew") from error
+    except Exception as error:  # torch raises many kinds, and says much
+        raise StoreError(f"{path} is damaged; --overwrite begins anew") from error
 
 
 def save(folder: Path, run: "Run") -> None:
@@ -262,12 +280,12 @@ def write(
 
 def is_ours(training: Training) -> bool:
     """Whether the card alone can build the network."""
-    return isinstance(training.network, UNet)
+    return type(training.network) is UNet
 
 
 def _network(training: Training) -> dict[str, Any]:
     network = training.network
-    if isinstance(network, UNet):
+    if type(network) is UNet:
         return {"kind": "UNet", **dataclasses.asdict(network)}
     return {"kind": OWN, "name": type(network).__qualname__}
 

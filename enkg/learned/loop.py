@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from enkg import machine
-from enkg.comm import ALONE, Comm
+from enkg.comm import ALONE, Comm, together
 from enkg.errors import InputError, StoreError
 from enkg.learned import keep
 from enkg.learned.batches import batches
@@ -98,29 +98,33 @@ def train(
 ) -> Trained:
     """Trains and leaves the prior in `folder`; returns it.
 
-    resume: go on with an unfinished training, step by step as if it had never stopped (or begin).
-    overwrite: replace a prior that is there. force: go on although the training has changed. comm:
-    the ranks of torchrun, one for each GPU; each learns from its part of every batch. source,
-    arguments: for the record, the file and what was added to it.
+    resume: go on with an unfinished training, step by step as if it had never stopped, begin if
+    there is none, and return the prior of a finished one. overwrite: replace a prior that is there.
+    force: go on although the training has changed. comm: the ranks of torchrun, one for each GPU;
+    each learns from its part of every batch. source, arguments: for the record, the file and what
+    was added to it.
 
     Raises InputError for samples or settings that do not work, StoreError for a folder that holds
     something else.
     """
     folder = Path(folder)
+    watcher = watcher or Unseen()
+    with ExitStack() as stack:
+        stack.callback(watcher.ended)
+        together(comm, lambda: _check_launcher(comm))
+        if comm.rank == 0:
+            stack.enter_context(claimed(folder))
+        if keep.begin(folder, training, resume, overwrite, force, comm, source, arguments):
+            return _trained(training, folder, resume, watcher, comm)
+        return _prior(training, folder)
+
+
+def _check_launcher(comm: Comm) -> None:
     if comm.size > 1 and not torch.distributed.is_initialized():
         raise InputError(
             "a training on several ranks is started by torchrun, which PyTorch brings: torchrun "
             "--nproc-per-node=4 -m enkg train FILE"
         )
-    watcher = watcher or Unseen()
-    with ExitStack() as stack:
-        if comm.rank == 0:
-            stack.enter_context(claimed(folder))
-        keep.begin(folder, training, resume, overwrite, force, comm, source, arguments)
-        try:
-            return _trained(training, folder, resume, watcher, comm)
-        finally:
-            watcher.ended()
 
 
 def _trained(
@@ -137,7 +141,8 @@ def _trained(
     state = keep.checkpoint(folder) if resume else None
     if state is not None:
         run.restore(state)
-    watcher.started(training, prepared, run.step)
+    begun = run.step
+    watcher.started(training, prepared, begun)
     looks = {round(training.steps * (k + 1) / training.looks) for k in range(training.looks)}
     saved = time.perf_counter()
     try:
@@ -151,7 +156,7 @@ def _trained(
                 keep.save(folder, run)
                 saved = time.perf_counter()
     except BaseException:
-        if comm.rank == 0 and run.whole:
+        if comm.rank == 0 and run.whole and run.step > begun:
             keep.save(folder, run)
         raise
     comm.barrier()
@@ -159,6 +164,10 @@ def _trained(
         watcher.measuring()
         keep.finish(folder, training, prepared, run)
     comm.barrier()
+    return _prior(training, folder)
+
+
+def _prior(training: Training, folder: Path) -> Trained:
     return Trained(folder, network=None if keep.is_ours(training) else training.network)
 
 
@@ -301,8 +310,9 @@ class _Objective(nn.Module):
 def power_law(width: float) -> Any:
     """A running average of the weights whose memory is that share of the steps so far.
 
-    After step n the average moves to the weights by (gamma + 1) / (n + gamma + 1), which is what
-    averaging theta_t with weights t^gamma comes to.
+    After n updates it moves to the next weights by (gamma + 1) / (n + gamma + 1), gamma = 1 /
+    width, so that theta_t enters in proportion to t (t + 1) .. (t + gamma - 1), which is t^gamma
+    for late t.
     """
     gamma = 1 / width
 

@@ -11,7 +11,7 @@ unshuffling).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ NEEDED = (
 )
 
 
+@runtime_checkable
 class Architecture(Protocol):
     """What makes a network: `UNet`, or a frozen dataclass of yours."""
 
@@ -48,6 +49,13 @@ class UNet:
     """Attention between all points at the lowest resolution."""
     groups: int = 8
     """Groups of the group normalisation; divides all channels."""
+
+    def __post_init__(self) -> None:
+        if not self.channels:
+            raise InputError("channels is (); expected a number for each resolution")
+        for name in ("layers", "patch", "groups"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
 
     def build(self, shape: Sequence[int], inputs: int) -> nn.Module:
         """See `Architecture`. Raises InputError for shapes that do not fit."""

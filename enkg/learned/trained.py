@@ -62,7 +62,10 @@ class Trained:
         """Name, axes and unit, as the card has them."""
         told = {k: v for k, v in self.card["member"].items() if k != "shape"}
         dims = told.pop("dims", None)
-        return Field(**told, dims=tuple(dims) if dims else None)
+        try:
+            return Field(**told, dims=tuple(dims) if dims else None)
+        except TypeError as error:
+            raise StoreError(f"the card's [member] has a field that is none: {error}") from error
 
     @property
     def base(self) -> Base:
@@ -95,7 +98,9 @@ class Trained:
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
         arrays = {n[5:]: t for n, t in tensors.items() if n.startswith("base_")}
         try:
-            module = Preconditioned(self._built(), Base.of(arrays), self.shape)
+            with torch.random.fork_rng(devices=[]):  # what a network begins with is not used
+                network = self._built()
+            module = Preconditioned(network, Base.of(arrays), self.shape)
             module.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             lines = str(error).splitlines()

@@ -62,7 +62,7 @@ class Training:
     units: Affine | Log | None = None
     """From numbers of order one to physical ones; None takes mean and standard deviation over all
     samples and points. Log is for positive fields."""
-    network: Architecture = field(default_factory=UNet)
+    network: UNet | Architecture = field(default_factory=UNet)
     """The network that learns what the base misses."""
     base: Kind = "components"
     """The Gaussian that it learns around: principal components, the spectrum of fields on a torus,
@@ -121,19 +121,16 @@ class Training:
     """Of weights and samples."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "looks", "components"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.drawn < 2:
-            raise InputError(f"drawn is {self.drawn}; expected at least 2 samples")
+        least = {"steps": 1, "batch": 1, "looks": 1, "components": 1, "drawn": 2}
+        for name, lowest in (least | {"warmup": 0, "seed": 0}).items():
+            if getattr(self, name) < lowest:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {lowest}")
         for name in ("rate", "clip", "sigma_max"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a positive number")
         for name in ("cooling", "average"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 < {name} <= 1")
-        if self.warmup < 0:
-            raise InputError(f"warmup is {self.warmup}; expected a number of steps")
         if self.base not in get_args(Kind):
             raise InputError(f"base is {self.base!r}; expected one of {', '.join(get_args(Kind))}")
         if self.precision not in get_args(Precision):

@@ -2,6 +2,7 @@
 
 enkg run experiments/digits/problem.py --problem box
 enkg run experiments/digits/problem.py --problem sr4 --truth 3 --noise 0.1 --guidance es-mda
+enkg run experiments/digits/problem.py --space autoencoder --guidance latent-daps
 
 The unknown is an image of 8 x 8 points with values about -1 to 1, drawn from a kernel density of
 1,600 handwritten digits: a prior that is far from Gaussian, and exact without training. The
@@ -19,6 +20,7 @@ Needs the extra `digits`. All methods side by side: experiments/digits/compare.p
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import xarray as xr
@@ -30,6 +32,9 @@ from experiments.digits.setting import Problem, Setting
 from experiments.images.views import GRAYS, as_image, data_field, show
 from experiments.references.digits import Reference, is_known, judged, reference
 from priors import digits
+from priors.digits.latent import latent_digits, learned_latent
+
+Space = Literal["pixels", "components", "curved", "autoencoder"]
 
 
 def experiment(
@@ -37,6 +42,7 @@ def experiment(
     truth: int = 0,
     noise: float = 0.05,
     bandwidth: float = digits.BANDWIDTH,
+    space: Space = "pixels",
 ) -> enkg.Experiment:
     """Recovers the image of a digit from data that do not determine it.
 
@@ -49,10 +55,14 @@ def experiment(
         truth: Which truth; each number is another draw from the prior.
         noise: Standard deviation of a datum; of no effect on poisson.
         bandwidth: Kernel width h of the prior; below 0.15 the prior is nearly discrete.
+        space: What the prior is a prior of; psld, resample and latent-daps want other than pixels.
+            components: 24 principal components. curved: the same behind a curved decoder.
+            autoencoder: 32 latents of a learned one, of bandwidth 0.2. Truth and exact posterior
+            are those of pixels whichever is chosen.
     """
     setting = Setting(problem, truth, noise, bandwidth)
     return enkg.Experiment(
-        prior=setting.prior,
+        prior=prior_of(setting, space),
         simulator=setting.simulator,
         observation=setting.observation,
         guidance=enkg.WeightedEnKG(members=128),
@@ -61,6 +71,20 @@ def experiment(
         truth=setting.image,
         analyse=AgainstExact(setting) if is_known(setting) else None,
     )
+
+
+def prior_of(setting: Setting, space: Space) -> enkg.Prior:
+    """The prior over points, or over latent variables that lose some of them."""
+    if space == "pixels":
+        return setting.prior
+    if space == "autoencoder":
+        if setting.bandwidth != digits.BANDWIDTH:
+            raise enkg.InputError(
+                f"the learned prior is of bandwidth {digits.BANDWIDTH}, not {setting.bandwidth}; "
+                "leave bandwidth, or choose another space"
+            )
+        return learned_latent()
+    return latent_digits(bandwidth=setting.bandwidth, curved=space == "curved")
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,14 @@ from experiments.m87.plots import (
     plot_log_amplitude_residuals,
 )
 from experiments.m87.ring import RingFits, fit_rings
+from experiments.training.rings import FLOOR, Rings
+from priors import rings
 from priors.image_samples import cached_basis
 from priors.log_images import CLIP, LogImageBasis
 
-PriorName = Literal["gaussian", "mixture", "control"]
+PriorName = Literal["gaussian", "mixture", "control", "learned"]
 FLUX = 0.6  # compact flux in Jy, to which images are normalised; closures do not see it
+MEMBERS: dict[PriorName, int] = {"gaussian": 512, "mixture": 512, "control": 512, "learned": 192}
 FITTED = 128  # members to which rings are fitted, 20 ms each
 SAMPLES = 4  # members written as FITS images
 RING_ROWS = {
@@ -38,47 +41,69 @@ RING_ROWS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Sky:
-    """Units of log-images: x = (ln(S / mean S + eps) - mu) / scale; images in Jy per pixel.
+class Brightness:
+    """Units of logarithms of brightness: images in Jy per pixel, of the same total `flux`.
 
-    An image is exp(clip(mu + scale x)), normalised to `flux`; `to_prior` ignores the flux.
+    log: from the prior's numbers to brightness over its mean, plus `floor`. An image is what `log`
+    makes, normalised; `to_prior` ignores the flux.
     """
+
+    log: enkg.Log
+    floor: float
+    flux: float = FLUX
+
+    def to_simulator(self, x: Tensor) -> Tensor:
+        image = self.log.to_simulator(x)
+        return self.flux * image / image.sum(dim=(1, 2), keepdim=True)
+
+    def to_prior(self, x: Tensor) -> Tensor:
+        return self.log.to_prior(x / x.mean(dim=(1, 2), keepdim=True) + self.floor)
+
+
+@dataclass(frozen=True, eq=False)
+class Sky:
+    """Units of log-images: x = (ln(S / mean S + eps) - mu) / scale, with the `Brightness` of it."""
 
     basis: LogImageBasis
     flux: float = FLUX
 
-    def to_simulator(self, x: Tensor) -> Tensor:
+    @property
+    def brightness(self) -> Brightness:
         mean = torch.from_numpy(self.basis.mean).reshape(self.basis.shape)
-        image = (mean.to(x) + self.basis.scale * x).clamp(*CLIP).exp()
-        return self.flux * image / image.sum(dim=(1, 2), keepdim=True)
+        log = enkg.Log(self.basis.scale, mean, *CLIP)
+        return Brightness(log, self.basis.epsilon, self.flux)
+
+    def to_simulator(self, x: Tensor) -> Tensor:
+        return self.brightness.to_simulator(x)
 
     def to_prior(self, x: Tensor) -> Tensor:
-        mean = torch.from_numpy(self.basis.mean).reshape(self.basis.shape)
-        bright = x / x.mean(dim=(1, 2), keepdim=True)
-        return ((bright + self.basis.epsilon).log() - mean.to(x)) / self.basis.scale
+        return self.brightness.to_prior(x)
 
 
-def imaging(
-    data: ClosureData,
-    prior: PriorName,
-    members: int,
-    field_of_view: float,
-    pixels: int = 64,
-    truth: np.ndarray | None = None,
-) -> enkg.Experiment:
-    """The inversion of one table. truth: image (n, n) of a synthetic observation, Jy per pixel."""
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A prior, its units, and the method that suits both."""
+
+    prior: Any
+    units: Brightness | Sky
+    guidance: enkg.Guidance
+
+
+def chosen(
+    name: PriorName, members: int, pixels: int, field_of_view: float, folder: Path | None = None
+) -> Chosen:
+    """The prior of that name. folder: of a learned one; priors/rings if None."""
+    if name == "learned":
+        return _learned(folder or rings.FOLDER, members, pixels, field_of_view)
     basis = cached_basis(
-        "controls" if prior == "control" else "rings",
+        "controls" if name == "control" else "rings",
         pixels=pixels,
         field_of_view_uas=field_of_view,
     )
-    zero = torch.zeros(basis.shape)
     transform = enkg.Eigenbasis(torch.from_numpy(basis.basis), basis.shape)
-    gaussian = enkg.Gaussian(zero, torch.from_numpy(basis.variance), transform)
-    chosen: Any = gaussian
-    guidance = enkg.EnKG(members=members, deterministic=True, cap=0.15)
-    if prior == "mixture":
-        chosen = enkg.Mixture.shrunken(gaussian, torch.from_numpy(basis.coefficients))
+    zero, variance = torch.zeros(basis.shape), torch.from_numpy(basis.variance)
+    gaussian = enkg.Gaussian(zero, variance, transform)
+    if name == "mixture":
         guidance = enkg.EnKG(
             members=members,
             deterministic=True,
@@ -87,16 +112,64 @@ def imaging(
             sigma_end=0.02,
             polish=enkg.Polish(0),
         )
+        mixture = enkg.Mixture.shrunken(gaussian, torch.from_numpy(basis.coefficients))
+        return Chosen(mixture, Sky(basis), guidance)
+    return Chosen(gaussian, Sky(basis), enkg.EnKG(members=members, deterministic=True, cap=0.15))
+
+
+def _learned(folder: Path, members: int, pixels: int, field_of_view: float) -> Chosen:
+    prior = enkg.Trained(folder, precision="bfloat16")
+    if prior.shape != (pixels, pixels) or field_of_view != Rings.field_of_view:
+        raise enkg.InputError(
+            f"the learned prior of {folder} knows images of {' x '.join(map(str, prior.shape))} "
+            f"pixels in a field of {Rings.field_of_view:g} microarcseconds; {pixels} pixels a side "
+            f"and {field_of_view:g} microarcseconds were asked for"
+        )
+    if not isinstance(prior.units, enkg.Log):
+        raise enkg.InputError(
+            f"the learned prior of {folder} has units of kind {type(prior.units).__name__}; "
+            "expected Log, of images as experiments/training/rings.py makes them"
+        )
+    guidance = enkg.EnKG(
+        members=members,
+        deterministic=True,
+        updates=6,
+        sigma_start=2.0,
+        sigma_end=0.02,
+        flow=enkg.Flow(levels=12, sigma_min=0.02),
+        clean_steps=3,
+        polish=enkg.Polish(8, sigma_end=0.05),
+    )
+    return Chosen(prior, Brightness(prior.units, FLOOR), guidance)
+
+
+def imaging(
+    data: ClosureData,
+    prior: PriorName,
+    members: int | None,
+    field_of_view: float,
+    pixels: int = 64,
+    truth: np.ndarray | None = None,
+    folder: Path | None = None,
+) -> enkg.Experiment:
+    """The inversion of one table.
+
+    members: None takes `MEMBERS`. truth: image (n, n) of a synthetic observation, Jy per pixel.
+    folder: of the learned prior; priors/rings if None.
+    """
+    selected = chosen(
+        prior, MEMBERS[prior] if members is None else members, pixels, field_of_view, folder
+    )
     place = (pixels - 1) / 2 - np.arange(pixels)
     place = place * field_of_view / pixels
     return enkg.Experiment(
-        prior=chosen,
+        prior=selected.prior,
         simulator=data.simulator(pixels, field_of_view),
         observation=enkg.Observation(
             data.y, std=data.std, independent=len(data.triangles) + len(data.quadrangles)
         ),
-        guidance=guidance,
-        units=Sky(basis),
+        guidance=selected.guidance,
+        units=selected.units,
         unknown=enkg.Field(
             "brightness",
             unit="Jy/pixel",

@@ -7,7 +7,7 @@ the format). No window is opened and the state of pyplot is not touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,14 +107,7 @@ def plot_images(
     are shown in the order given, never picked by their fit. Failed members (NaN) are left out. All
     panels but the standard deviation share one colour scale. names: titles of the member panels.
     """
-    images = _three_axes(images)
-    alive = images[np.isfinite(images).all(axis=(1, 2))]
-    if not len(alive):
-        raise ValueError(f"none of {len(images)} images is finite; there is nothing to draw")
-    unit = "Jy per pixel"
-    if frequency is not None:
-        alive = brightness_temperature(alive, field_of_view, frequency) / 1e9
-        unit = "brightness temperature (billion K)"
+    alive, unit = _shown(images, field_of_view, frequency)
     shown = alive[:samples]
     titles = ["mean", "standard deviation"]
     titles += list(names or [f"member {k}" for k in range(len(shown))])[: len(shown)]
@@ -125,23 +118,38 @@ def plot_images(
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = _figure(3.2 * columns, 3.1 * rows)
-    half = field_of_view / 2
     for k, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         axes = figure.add_subplot(rows, columns, k + 1)
-        drawn = axes.imshow(
-            panel,
-            cmap="afmhot",
-            vmin=0,
-            vmax=None if title == "standard deviation" else top,
-            extent=(half, -half, -half, half),  # east to the left, north up
-            interpolation="nearest",
-        )
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-        _scale_bar(axes, field_of_view)
-        figure.colorbar(
-            drawn, ax=axes, shrink=0.8, label=unit if k % columns == columns - 1 else ""
-        )
+        label = unit if k % columns == columns - 1 else ""
+        _panel(axes, panel, title, field_of_view, None if k == 1 else top, label)
+    return _done(figure, path)
+
+
+def plot_comparison(
+    ensembles: Mapping[str, ArrayLike],
+    field_of_view: float,
+    path: Path | None = None,
+    *,
+    frequency: float | None = None,
+) -> Figure:
+    """Mean over standard deviation of several ensembles (B, n, n), side by side, by their names.
+
+    Each row has one scale. Units and failed members as in `plot_images`.
+    """
+    moments = []
+    for name, images in ensembles.items():
+        alive, unit = _shown(images, field_of_view, frequency)
+        spread = alive.std(axis=0, ddof=1) if len(alive) > 1 else np.zeros_like(alive[0])
+        moments.append((name, alive.mean(axis=0), spread))
+    if not moments:
+        raise ValueError("no ensembles were given; there is nothing to draw")
+    figure = _figure(3.2 * len(moments), 5.8)
+    for row, title in enumerate(("mean", "standard deviation")):
+        top = max(moment[1 + row].max() for moment in moments)
+        for k, moment in enumerate(moments):
+            axes = figure.add_subplot(2, len(moments), row * len(moments) + k + 1)
+            label = unit if k == len(moments) - 1 else ""
+            _panel(axes, moment[1 + row], f"{moment[0]}: {title}", field_of_view, top, label)
     return _done(figure, path)
 
 
@@ -207,6 +215,39 @@ def _three_axes(images: ArrayLike) -> np.ndarray:
     if images.ndim != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images have shape {images.shape}; expected (B, n, n), members first")
     return images
+
+
+def _shown(
+    images: ArrayLike, field_of_view: float, frequency: float | None
+) -> tuple[np.ndarray, str]:
+    """The members (B, n, n) that are finite, in the unit that is the second answer."""
+    images = _three_axes(images)
+    alive = images[np.isfinite(images).all(axis=(1, 2))]
+    if not len(alive):
+        raise ValueError(f"none of {len(images)} images is finite; there is nothing to draw")
+    if frequency is None:
+        return alive, "Jy per pixel"
+    kelvin = brightness_temperature(alive, field_of_view, frequency)
+    return kelvin / 1e9, "brightness temperature (billion K)"
+
+
+def _panel(
+    axes: Any, image: np.ndarray, title: str, field_of_view: float, top: float | None, label: str
+) -> None:
+    """One image (n, n), east to the left and north up, brightest at `top`."""
+    half = field_of_view / 2
+    drawn = axes.imshow(
+        image,
+        cmap="afmhot",
+        vmin=0,
+        vmax=top,
+        extent=(half, -half, -half, half),
+        interpolation="nearest",
+    )
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    _scale_bar(axes, field_of_view)
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
 
 
 def _scale_bar(axes: Any, field_of_view: float) -> None:

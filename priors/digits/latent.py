@@ -11,10 +11,15 @@ is lost: `reconstruction_error` is the root-mean-square error a point of decode(
     components    8      16     24     32     48
     linear        0.309  0.212  0.150  0.104  0.023
     curved        0.298  0.197  0.137  0.093  0.022
+
+`learned_latent` has an autoencoder of 32 latent numbers instead, which loses 0.086 of the same
+images; of draws of the kernel density with h = 0.2, of whose noise no 32 numbers can tell, 0.153,
+and 32 principal components 0.172.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +30,7 @@ from priors import digits
 
 COMPONENTS = 24
 CURVE = 1.5
+LEARNED = Path(__file__).parent / "autoencoder"
 EDGE = 1 - 1e-6
 
 
@@ -72,6 +78,18 @@ def latent_digits(
     coder = principal(components, curved)
     prior = enkg.Mixture.from_samples(coder.encode(digits.centres().images), bandwidth)
     return enkg.latent(prior, coder.decode, (8, 8), coder.encode)
+
+
+def learned_latent() -> Latent:
+    """The latent prior that was learnt: an autoencoder of 32 latent numbers on a grid of 4 x 4, and
+    a diffusion prior over them.
+
+    It is in float32 and needs diffusers and safetensors; experiments/training/digits_latent.py made
+    it, and priors/digits/autoencoder/card.toml says what it loses.
+    """
+    from enkg.learned import trained_latent
+
+    return trained_latent(LEARNED)
 
 
 def reconstruction_error(components: int = COMPONENTS, curved: bool = False) -> float:
