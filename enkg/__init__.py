@@ -60,6 +60,7 @@ from enkg.guidance import (
 from enkg.latent import latent
 from enkg.learned import (
     EDM,
+    Autoencoder,
     Denoiser,
     FlowMatching,
     Generated,
@@ -68,14 +69,18 @@ from enkg.learned import (
     Rotate,
     Shift,
     Trained,
+    TrainedAutoencoder,
     Training,
     UNet,
     VariancePreserving,
     from_diffusers,
     latent_from_diffusers,
+    latent_training,
     rescaled,
     samples,
     train,
+    train_autoencoder,
+    trained_latent,
 )
 from enkg.low import Low
 from enkg.observation import Observation
@@ -114,6 +119,7 @@ __all__ = [
     "Ablation",
     "Affine",
     "Analysis",
+    "Autoencoder",
     "Cached",
     "Calibration",
     "Cause",
@@ -170,6 +176,7 @@ __all__ = [
     "StoreError",
     "Table",
     "Trained",
+    "TrainedAutoencoder",
     "Training",
     "UMBridge",
     "UNet",
@@ -184,6 +191,7 @@ __all__ = [
     "jax_vjp",
     "latent",
     "latent_from_diffusers",
+    "latent_training",
     "open",
     "rescaled",
     "run",
@@ -191,4 +199,6 @@ __all__ = [
     "summary",
     "torch_vjp",
     "train",
+    "train_autoencoder",
+    "trained_latent",
 ]

@@ -70,5 +70,8 @@ def check_names(unknown: Field, x: Sequence[int], data: Field, y: Sequence[int])
                     f"axis {axis} has {lengths[axis]} elements in {unknown.name} and {length} in "
                     f"{data.name}; give them different names"
                 )
-        if label.name in axes:
-            raise InputError(f"{label.name} is the name of a field and of its axis; rename one")
+        for name in (unknown.name, data.name):
+            if name in axes:
+                raise InputError(
+                    f"{name} is the name of a field and of an axis of {label.name}; rename one"
+                )

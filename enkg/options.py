@@ -135,7 +135,7 @@ class Train:
 
     FILE is data (.npy, NetCDF or Zarr, or a folder of .npy files), or a Python file that defines
     `training`: an enkg.Training, or a function with typed arguments that returns one, for samples
-    that a generator or a simulator makes. Every field of the training can be given after FILE, such
+    that a generator or a simulator makes. The fields of the training can be given after FILE, such
     as --steps 50000 --network.channels 64 128 256; `enkg train FILE --help` lists them. On several
     GPUs: torchrun --nproc-per-node=4 -m enkg train FILE.
     """

@@ -232,11 +232,15 @@ class Learning:
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("samples", total=None, said="")
-        self.speed, self.batch, self.steps = 0.0, 1, 1
+        self.speed, self.batch, self.steps, self.told = 0.0, 1, 1, 0
         self.bar.start()
 
     def preparing(self, done: int, total: int) -> None:
         self.bar.update(self.task, completed=done, total=total, said=f"{done} of {total}")
+        tenth = 10 * done // total
+        if not self.console.is_terminal and tenth > self.told:
+            self.told = tenth
+            self.console.print(f"samples: {done:,} of {total:,}", highlight=False)
 
     def started(self, training: Training, prepared: Prepared, step: int) -> None:
         self.batch, self.steps = training.batch, training.steps
@@ -271,6 +275,8 @@ class Learning:
 
     def measuring(self) -> None:
         self.bar.update(self.task, description="figures of merit", said="")
+        if not self.console.is_terminal:
+            self.console.print("measuring the figures of merit", highlight=False)
 
     def ended(self) -> None:
         self.bar.stop()

@@ -123,7 +123,9 @@ class EnKG(EnsembleKalman):
             x, to = self._clean(prior, x, sigma), 0.0
             finished = not self.polish.count(prior)
             if not finished:
-                samples = lambda: start(prior, 0.0, state.seed, state.members, x)  # noqa: E731
+                samples = lambda: start(  # noqa: E731
+                    prior, 0.0, state.seed, state.members, x, flow=self.flow
+                )
                 axes = axes_of(prior, state.seed, samples, state.comm)
                 x, to = begun(state, self.polish.sigmas(prior, axes), x)
         else:

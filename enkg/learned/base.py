@@ -6,6 +6,8 @@ is, the less is left to learn. With C the covariance, mean m, J = C (C + sigma^2
 
     D_0(x, sigma)  = m + J (x - m)                 the best linear denoiser
     e_0(sigma)^2   = 1/d tr(sigma^2 J)             its mean square error a point
+    a(sigma)^2     = 1/d tr(sigma^2 (1 - J))       that of x - D_0, taken for noise
+    b(sigma)^2     = 1/d tr(C J)                   that of D_0 - m, kept
 
 so that (x_0 - D_0) / e_0 has unit variance at every level, and at large sigma, where D_0 is exact,
 nothing is left to do. With C = I this is the published form.
@@ -14,10 +16,13 @@ References: Karras et al. 2022, arXiv 2206.00364, section 5; Wang and Vastola 20
 (how far the Gaussian denoiser alone carries).
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from enkg.arrays import rows
@@ -37,7 +42,7 @@ class Base:
 
     mean: Tensor
     variance: Tensor
-    rest: float = 0.0
+    rest: Tensor = field(default_factory=lambda: torch.tensor(0.0))
     basis: Tensor | None = None
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -58,13 +63,27 @@ class Base:
 
     def error(self, sigma: Tensor) -> Tensor:
         """e_0, the root of the mean square error a point, (B,) to (B,)."""
-        variance, noise = self.variance.to(sigma).reshape(1, -1), sigma.reshape(-1, 1) ** 2
-        total = (variance * noise / (variance + noise)).sum(dim=1)
-        d = self.mean.numel()
-        if self.rest:
-            outside = self.rest * noise / (self.rest + noise)
-            total = total + (d - variance.numel()) * outside.squeeze(1)
-        return (total / d).sqrt()
+        noise = sigma.reshape(-1, 1) ** 2
+        return self._mean(lambda c: c * noise / (c + noise)).sqrt()
+
+    def taken(self, sigma: Tensor) -> Tensor:
+        """a, the standard deviation of x - D_0: what is taken for noise, (B,) to (B,)."""
+        noise = sigma.reshape(-1, 1) ** 2
+        return self._mean(lambda c: noise**2 / (c + noise)).sqrt()
+
+    def kept(self, sigma: Tensor) -> Tensor:
+        """b, the standard deviation of D_0 - m: what is kept, (B,) to (B,)."""
+        noise = sigma.reshape(-1, 1) ** 2
+        return self._mean(lambda c: c**2 / (c + noise)).sqrt()
+
+    def _mean(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """1/d tr f(C), of a function of variances, (1, K) to (B, K)."""
+        variance, d = self.variance.reshape(1, -1), self.mean.numel()
+        inside = f(variance).sum(dim=1)
+        if variance.numel() == d:
+            return inside / d
+        outside = f(self.rest.reshape(1, 1)).squeeze(1)
+        return (inside + (d - variance.numel()) * outside) / d
 
     def prior(self) -> "Linear":
         """Its denoiser as a prior: the best linear one."""
@@ -73,13 +92,12 @@ class Base:
     def arrays(self) -> dict[str, Tensor]:
         """All of it, to be stored."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        found["rest"] = torch.tensor(self.rest)
         return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def of(cls, arrays: dict[str, Tensor]) -> "Base":
         """The inverse of `arrays`."""
-        return cls(arrays["mean"], arrays["variance"], float(arrays["rest"]), arrays.get("basis"))
+        return cls(arrays["mean"], arrays["variance"], arrays["rest"], arrays.get("basis"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +127,7 @@ def fitted(kind: Kind, samples: Tensor, components: int = 256) -> Base:
     shape = tuple(samples.shape[1:])
     if kind == "white":
         d = samples[0].numel()
-        return Base(torch.zeros(shape), torch.zeros(0), 1.0, torch.zeros(d, 0))
+        return Base(torch.zeros(shape), torch.zeros(0), torch.tensor(1.0), torch.zeros(d, 0))
     x = samples.double()
     mean = x.mean(dim=0)
     if kind == "spectrum":
@@ -125,13 +143,19 @@ def fitted(kind: Kind, samples: Tensor, components: int = 256) -> Base:
     keep = min(components, d if len(x) > d else max(1, (len(x) - 1) // 2))
     total = float(centred.square().sum()) / (len(x) - 1)
     if len(x) <= d:
-        vectors = torch.linalg.eigh(centred @ centred.T)[1]
-        basis = torch.linalg.qr(centred.T @ vectors.flip(1)[:, :keep])[0]
+        basis = torch.linalg.qr(centred.T @ _leading(centred @ centred.T, keep))[0]
     else:
-        basis = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :keep]
+        basis = _leading(centred.T @ centred, keep)
     variance = (centred @ basis).square().sum(dim=0) / (len(x) - 1)
     rest = max(total - float(variance.sum()), 0.0) / (d - keep) if keep < d else 0.0
-    return Base(mean.float(), variance.float(), rest, basis.contiguous().float())
+    return Base(mean.float(), variance.float(), torch.tensor(rest), basis.contiguous().float())
+
+
+def _leading(gram: Tensor, count: int) -> Tensor:
+    """The eigenvectors of the largest eigenvalues of a symmetric matrix, as columns."""
+    n = len(gram)
+    found = eigh(gram.numpy(), subset_by_index=[n - count, n - 1], overwrite_a=True)[1]
+    return torch.from_numpy(found[:, ::-1].copy())
 
 
 def _column(sigma: Tensor, dims: int) -> Tensor:

@@ -1,9 +1,11 @@
 """A network and its preconditioning: together the denoiser of a learned prior.
 
-    D(x, sigma) = D_0(x, sigma) + e_0(sigma) F(c_in (x - m), D_0 - m, c_noise)
+    D(x, sigma) = D_0(x, sigma) + e_0(sigma) F((x - D_0) / a, (D_0 - m) / b, c_noise)
 
-with D_0 and e_0 of `enkg.learned.base`, c_in = 1 / sqrt(1 + sigma^2), and the time c_noise linear
-in ln sigma. F, given D_0 beside x, learns to minimise
+with D_0, e_0, a, b, m and C of `enkg.learned.base`, and the time c_noise linear in ln sigma. a and
+b are the standard deviations of what they divide: the part of x that the linear denoiser takes for
+noise, and the part that it keeps. Each is seen at unit scale, however small it is beside the other;
+for C = I both are the published c_in x. F learns to minimise
 
     E | D(x_0 + sigma n, sigma) - x_0 |^2 / e_0(sigma)^2,      ln sigma ~ N(P_mean, P_std^2)
 
@@ -23,6 +25,8 @@ from enkg.learned.base import Base
 
 LOWEST, HIGHEST, TIMES = 0.002, 80.0, 250.0
 """The noise levels that the times 0 and TIMES stand for."""
+TINY = 1e-9
+"""Least standard deviation that an input is divided by."""
 
 
 class Preconditioned(nn.Module):
@@ -50,8 +54,11 @@ class Preconditioned(nn.Module):
         base = self.base
         wide = sigma.reshape(-1, *(1,) * len(self.shape))
         linear = base.denoise(x, sigma)
-        scaled = (x - base.mean) / (1 + wide**2).sqrt()
-        inputs = torch.cat([self._planes(scaled), self._planes(linear - base.mean)], dim=1)
+        seen = (
+            (x - linear) / base.taken(sigma).clamp(min=TINY).reshape(wide.shape),
+            (linear - base.mean) / base.kept(sigma).clamp(min=TINY).reshape(wide.shape),
+        )
+        inputs = torch.cat([self._planes(each) for each in seen], dim=1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             correction = self.network(inputs, times(sigma))
         return linear, base.error(sigma).reshape(wide.shape), correction.to(x).reshape(x.shape)

@@ -48,6 +48,8 @@ FREE = (
     "name",
 )
 """Fields of a training that may change while it is unfinished."""
+LEVELS = 32
+"""Levels of the flow that draws them for the figures of merit."""
 SHOWN = 8
 """Samples drawn at each look."""
 
@@ -173,7 +175,8 @@ def look(folder: Path, training: Training, prepared: Prepared, run: "Run") -> Ro
     run.history.append(row)
     _history(folder, run)
     prior = write(folder, training, prepared, run, None)
-    drawn = merits.draw(prior, SHOWN, training.seed, training.sigma_max)
+    like = torch.empty(0, device=run.device)
+    drawn = merits.draw(prior, SHOWN, training.seed, training.sigma_max, like=like).cpu()
     held = prepared.reference("held_out" if len(prepared.held_out) else "learnt")
     (folder / FIGURES).mkdir(exist_ok=True)
     units = prepared.units
@@ -201,11 +204,14 @@ def finish(folder: Path, training: Training, prepared: Prepared, run: "Run") -> 
     found = None
     if len(prepared.held_out) > 1:
         held, learnt = prepared.reference("held_out"), prepared.reference("learnt")
-        drawn = merits.draw(prior, training.drawn, training.seed, training.sigma_max)
+        like = torch.empty(0, device=run.device)
+        drawn = merits.draw(
+            prior, training.drawn, training.seed, training.sigma_max, levels=LEVELS, like=like
+        )
         found = merits.measure(
             prior,
-            held,
-            learnt,
+            held.to(run.device),
+            learnt.to(run.device),
             drawn,
             best_linear(training, prepared),
             training.exact,
@@ -214,7 +220,7 @@ def finish(folder: Path, training: Training, prepared: Prepared, run: "Run") -> 
         write(folder, training, prepared, run, found)
         units = prepared.units
         figures.samples_figure(
-            units.to_simulator(drawn[:SHOWN]),
+            units.to_simulator(drawn[:SHOWN].cpu()),
             units.to_simulator(held),
             training.unknown,
             folder / FIGURES / "samples.png",

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,14 @@ class Azula:
 
     def build(self, shape: Any, inputs: int) -> nn.Module:
         """As `enkg.UNet.build`, for members (H, W)."""
-        from azula.nn.layers import SineEncoding
-        from azula.nn.unet import UNet
+        layers, unet = import_module("azula.nn.layers"), import_module("azula.nn.unet")
 
         class Wrapped(nn.Module):
             def __init__(self, channels: tuple[int, ...], patch: int) -> None:
                 super().__init__()
                 self.patch = patch
-                self.time = SineEncoding(64)
-                self.network = UNet(
+                self.time = layers.SineEncoding(64)
+                self.network = unet.UNet(
                     inputs * patch**2,
                     patch**2,
                     mod_features=64,

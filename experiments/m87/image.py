@@ -5,7 +5,7 @@ enkg run experiments/m87/image.py --prior control
 enkg run experiments/m87/image.py --prior learned
 enkg run experiments/m87/image.py --uvfits other.uvfits
 
-All priors side by side: experiments/m87/priors.py.
+All priors side by side: experiments/m87/compare.py.
 """
 
 from pathlib import Path

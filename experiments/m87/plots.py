@@ -120,8 +120,9 @@ def plot_images(
     figure = _figure(3.2 * columns, 3.1 * rows)
     for k, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         axes = figure.add_subplot(rows, columns, k + 1)
+        drawn = _panel(axes, panel, title, field_of_view, None if k == 1 else top)
         label = unit if k % columns == columns - 1 else ""
-        _panel(axes, panel, title, field_of_view, None if k == 1 else top, label)
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
     return _done(figure, path)
 
 
@@ -143,13 +144,15 @@ def plot_comparison(
         moments.append((name, alive.mean(axis=0), spread))
     if not moments:
         raise ValueError("no ensembles were given; there is nothing to draw")
-    figure = _figure(3.2 * len(moments), 5.8)
-    for row, title in enumerate(("mean", "standard deviation")):
-        top = max(moment[1 + row].max() for moment in moments)
-        for k, moment in enumerate(moments):
-            axes = figure.add_subplot(2, len(moments), row * len(moments) + k + 1)
-            label = unit if k == len(moments) - 1 else ""
-            _panel(axes, moment[1 + row], f"{moment[0]}: {title}", field_of_view, top, label)
+    figure = _figure(2.7 * len(moments) + 0.9, 5.8)
+    panels = figure.subplots(2, len(moments), squeeze=False)
+    for which, title in enumerate(("mean", "standard deviation")):
+        top = max(moment[1 + which].max() for moment in moments)
+        for axes, moment in zip(panels[which], moments, strict=True):
+            name = f"{moment[0]}: {title}"
+            drawn = _panel(axes, moment[1 + which], name, field_of_view, top)
+        bar = figure.colorbar(drawn, ax=list(panels[which]), shrink=0.9)
+        bar.set_label(unit, fontsize=8)
     return _done(figure, path)
 
 
@@ -232,9 +235,10 @@ def _shown(
 
 
 def _panel(
-    axes: Any, image: np.ndarray, title: str, field_of_view: float, top: float | None, label: str
-) -> None:
-    """One image (n, n), east to the left and north up, brightest at `top`."""
+    axes: Any, image: np.ndarray, title: str, field_of_view: float, top: float | None
+) -> Any:
+    """One image (n, n), east to the left and north up, brightest at `top`; what a colour bar is
+    drawn for."""
     half = field_of_view / 2
     drawn = axes.imshow(
         image,
@@ -247,7 +251,7 @@ def _panel(
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
     _scale_bar(axes, field_of_view)
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
+    return drawn
 
 
 def _scale_bar(axes: Any, field_of_view: float) -> None:

@@ -8,7 +8,7 @@ shifts of a quarter period of the stirring -4 cos(4 y) along y, (x, y) -> (-x, -
 (x, y) -> (-x, y + pi / 4) with the sign of the vorticity turned. So each field counts as 1,024.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def training(
         enkg.Generated(
             Developed(size), samples + held_out, seed=101, recipe=f"developed vorticity {size} 1"
         ),
-        unknown=vorticity("vorticity", size),
+        unknown=replace(vorticity("vorticity", size), long_name="vorticity"),
         units=enkg.Affine(scale=5.14),
         network=enkg.UNet(channels, layers, patch=2, periodic=True),
         base="spectrum",

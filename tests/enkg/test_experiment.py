@@ -43,6 +43,10 @@ def test_that_an_impossible_experiment_is_refused_in_words(wrong):
 
 
 CLASHES = {
+    "the data's name for an axis of the unknown": {
+        "unknown": enkg.Field("z", dims=("y",)),
+        "data": enkg.Field("y"),
+    },
     "one name for both": {"unknown": enkg.Field("z"), "data": enkg.Field("z")},
     "one axis of two lengths": {
         "unknown": enkg.Field("x", dims=("place",)),

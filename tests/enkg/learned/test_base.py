@@ -50,7 +50,7 @@ def test_that_components_which_are_left_out_share_their_variance():
     assert base.basis.shape == (64, 10)
     variances = torch.linalg.eigvalsh(x.reshape(300, 64).T.cov()).flip(0)
     torch.testing.assert_close(base.variance.double(), variances[:10], rtol=1e-5, atol=0)
-    assert base.rest == pytest.approx(float(variances[10:].mean()), rel=1e-5)
+    assert float(base.rest) == pytest.approx(float(variances[10:].mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [20, 60])
@@ -112,6 +112,18 @@ def _of_the_law(base: Base, count: int) -> torch.Tensor:
     inside = z @ basis
     x = base.rest**0.5 * (z - inside @ basis.T) + base.variance.double().sqrt() * inside @ basis.T
     return x.reshape(count, *shape)
+
+
+@pytest.mark.parametrize("name", bases())
+@pytest.mark.parametrize("sigma", [0.02, 1.0, 40.0])
+def test_that_what_is_taken_and_what_is_kept_make_up_the_whole(name, sigma):
+    base, level = bases()[name], torch.tensor([sigma])
+    error, taken, kept = (float(f(level)) for f in (base.error, base.taken, base.kept))
+    assert error**2 + taken**2 == pytest.approx(sigma**2, rel=1e-4)
+    inside = float(base.variance.sum())
+    d, count = base.mean.numel(), base.variance.numel()
+    power = (inside + (d - count) * float(base.rest)) / d
+    assert error**2 + kept**2 == pytest.approx(power, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", bases())

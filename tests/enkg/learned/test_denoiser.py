@@ -92,8 +92,9 @@ def test_that_the_exact_denoiser_minimises_the_loss():
 
     def exact(inputs: Tensor, time: Tensor) -> Tensor:
         # Network inputs back to x, and the exact denoiser to what the network should say.
-        noisy = inputs[:, 0] * (1 + sigma**2) ** 0.5 + plain.base.mean
-        linear = plain.base.denoise(noisy, level)
+        taken, kept = plain.base.taken(level[:1]), plain.base.kept(level[:1])
+        linear = inputs[:, 1] * kept + plain.base.mean
+        noisy = inputs[:, 0] * taken + linear
         return ((law.denoise(noisy, level) - linear) / plain.base.error(level[:1])).unsqueeze(1)
 
     def loss(answer) -> float:
@@ -116,7 +117,7 @@ def test_that_the_exact_denoiser_minimises_the_loss():
         assert (up - down) / (up + down - 2 * best) == pytest.approx(0, abs=0.15)
 
 
-def test_that_the_network_sees_the_scaled_field_and_the_linear_denoiser():
+def test_that_the_network_sees_what_is_taken_for_noise_and_what_is_kept():
     network: Any = Said(none)
     module = built("components", network)
     x, sigma = normal(4, 8, 8).float(), torch.tensor([0.1, 1.0, 5.0, 50.0])
@@ -124,8 +125,10 @@ def test_that_the_network_sees_the_scaled_field_and_the_linear_denoiser():
     asked, time = network.asked
     wide, base = sigma[:, None, None], module.base
     assert asked.shape == (4, 2, 8, 8)
-    torch.testing.assert_close(asked[:, 0], (x - base.mean) / (1 + wide**2).sqrt())
-    torch.testing.assert_close(asked[:, 1], base.denoise(x, sigma) - base.mean)
+    linear = base.denoise(x, sigma)
+    taken, kept = base.taken(sigma).reshape(wide.shape), base.kept(sigma).reshape(wide.shape)
+    torch.testing.assert_close(asked[:, 0], (x - linear) / taken)
+    torch.testing.assert_close(asked[:, 1], (linear - base.mean) / kept)
     assert torch.equal(time, times(sigma))
 
 
@@ -135,8 +138,17 @@ def test_that_what_the_network_sees_is_of_order_one_at_every_level():
     module = built("spectrum", network, x)
     for sigma in (0.002, 0.1, 1.0, 80.0):
         module(x + sigma * normal(2000, 8, 8).float(), torch.full((2000,), sigma))
-        scaled = network.asked[0][:, 0]
-        assert float(scaled.std()) == pytest.approx(1, abs=0.03)
+        for seen in network.asked[0].unbind(dim=1):
+            assert float(seen.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1.0, 30.0])
+def test_that_with_a_white_base_both_inputs_are_the_published_one(sigma):
+    network: Any = Said(none)
+    x, level = normal(4, 8, 8).float(), torch.full((4,), sigma)
+    built("white", network)(x, level)
+    for seen in network.asked[0].unbind(dim=1):
+        torch.testing.assert_close(seen, x / (1 + sigma**2) ** 0.5, rtol=2e-3, atol=2e-3)
 
 
 def test_that_times_are_linear_in_the_logarithm():

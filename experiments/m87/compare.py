@@ -1,13 +1,16 @@
 """M87 on 11 April 2017 under four priors, side by side: what do the data say, and what the prior?
 
-    python -m experiments.m87.priors
-    python -m experiments.m87.priors --priors control learned --seed 1 --out runs/other
+    python -m experiments.m87.compare
+    python -m experiments.m87.compare --priors control learned --seed 1 --out runs/other
 
 The priors are those of image.py, each with the method that suits it. Every run is a run directory
 below --out, and is not repeated: a table that was stopped goes on. Beside them are left
 
     priors.csv    a line for each prior, see `COLUMNS`
     priors.png    mean images over standard deviations
+
+The methods differ as well: that of the learned prior ends with a polish, which keeps more of the
+spread. So do not read a difference in `relative spread` as one of the priors.
 
 A ring in the posterior of the gaussian, mixture and learned priors is no detection: their samples
 hold one. `prior diameter` is what each believes without data.
@@ -38,23 +41,23 @@ QUANTILES = (16, 50, 84)
 FITTED_TO = ("diameter", "width", "asymmetry")
 COLUMNS = {
     "members": "members",
-    "chi2_closure_phase": "chi-square, closure phases: mean image",
-    "chi2_closure_phase_member": "the same, median member",
-    "chi2_log_closure_amplitude": "chi-square, log amplitudes: mean image",
-    "chi2_log_closure_amplitude_member": "the same, median member",
+    "chi2_closure_phase": "phases, mean image",
+    "chi2_closure_phase_member": "phases, median member",
+    "chi2_log_closure_amplitude": "amplitudes, mean image",
+    "chi2_log_closure_amplitude_member": "amplitudes, median member",
     "misfit_per_datum": "misfit per datum",
-    "diameter": "ring diameter [uas]",
-    "width": "ring width [uas]",
+    "diameter": "diameter [uas]",
+    "width": "width [uas]",
     "asymmetry": "asymmetry",
     "relative_spread": "relative spread",
-    "with_ring": "members with a ring",
-    "distance_from_prior": "distance from the prior",
-    "distance_bound": "at most expected",
+    "with_ring": "with a ring",
+    "distance_from_prior": "prior distance",
+    "distance_bound": "at most",
     "calls": "calls",
     "denoiser_calls": "denoiser calls",
     "seconds": "seconds",
     "prior_diameter": "prior diameter [uas]",
-    "prior_with_ring": "prior samples with a ring",
+    "prior_with_ring": "prior with a ring",
 }
 """Of ring parameters the file has three columns each, for the quantiles 16, 50 and 84 %."""
 Row = dict[str, Any]
@@ -154,8 +157,12 @@ def as_table(rows: Sequence[Row]) -> enkg.Table:
         ["", *(found["prior"] for found in rows)],
         [[label, *(cell(found, key) for found in rows)] for key, label in COLUMNS.items()],
         [
+            "phases, amplitudes: chi-squares of closure phases and of log closure amplitudes; "
+            "1 is expected of the truth",
             "intervals: median and 68 %, over members whose ring was fitted, of the first "
             f"{FITTED}; relative spread: sum of the standard deviation over that of the mean",
+            "prior distance: 1 for samples of the prior; above `at most` the fit was bought by "
+            "leaving it",
         ],
     )
 

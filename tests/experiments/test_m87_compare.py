@@ -11,8 +11,8 @@ import xarray as xr
 
 import enkg
 from experiments.m87.chi_squares import chi_squares
+from experiments.m87.compare import as_table, compare, row, run
 from experiments.m87.imaging import FLUX, Brightness, Sky, imaging
-from experiments.m87.priors import as_table, compare, row, run
 from experiments.m87.synthetic import observe
 from experiments.training.rings import FLOOR
 from priors.log_images import principal_components
