@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-import numpy as np
 import torch
 from scipy.linalg import eigh
 from torch import Tensor

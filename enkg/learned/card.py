@@ -13,7 +13,7 @@ import hashlib
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ def write(folder: Path, card: Mapping[str, Any]) -> None:
     _atomically(folder / CARD, tomli_w.dumps(told).encode())
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, sections: Sequence[str] = SECTIONS) -> dict[str, Any]:
     """The card of a folder. Raises InputError where there is none, StoreError where it is broken.
 
-    Every section that a prior is made from is there.
+    Every one of these sections is there, and in them what is needed.
     """
     path = Path(folder) / CARD
     if not path.is_file():
@@ -59,10 +59,11 @@ def read(folder: Path) -> dict[str, Any]:
         raise StoreError(
             f"{path} is of format {found.get('format')}; this version of enkg reads {FORMAT}"
         )
-    missing = [name for name in SECTIONS if not isinstance(found.get(name), dict)]
+    missing = [name for name in sections if not isinstance(found.get(name), dict)]
     if missing:
         raise StoreError(f"{path} has no [{'], ['.join(missing)}]; it is not a whole card")
-    absent = [f"{name}.{key}" for name, key in NEEDED if key not in found[name]]
+    needed = [(name, key) for name, key in NEEDED if name in sections]
+    absent = [f"{name}.{key}" for name, key in needed if key not in found[name]]
     if absent:
         raise StoreError(f"{path} has no {', '.join(absent)}; it is not a whole card")
     return found

@@ -5,7 +5,6 @@ latents.
     latent/card.toml, weights.safetensors       the prior, by `train`
 """
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from enkg.latent import Latent, latent
 from enkg.learned import card
 from enkg.learned.autoencoder import Coder, config_of
 from enkg.learned.sources import blocks, samples
-from enkg.learned.trained import Trained, units_of
+from enkg.learned.trained import Trained, units_of, unknown_of
 from enkg.learned.training import Training
 from enkg.units import Affine, Log
 
@@ -66,9 +65,7 @@ class TrainedAutoencoder:
     @property
     def unknown(self) -> Field:
         """Name, axes and unit of a member, as the card has them."""
-        told = {k: v for k, v in self.card["member"].items() if k != "shape"}
-        dims = told.pop("dims", None)
-        return Field(**told, dims=tuple(dims) if dims else None)
+        return unknown_of(self.card["member"])
 
     def encode(self, x: Tensor) -> Tensor:
         """(J, *X), in the prior's numbers, to (J, *Z)."""
@@ -162,22 +159,11 @@ def _card(folder: Path) -> dict[str, Any]:
             f"{folder} is no autoencoder: it has no {card.CARD}; expected a folder that "
             "enkg.learned.train_autoencoder made"
         )
-    try:
-        found = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
-    if "autoencoder" not in found:
+    if "autoencoder" not in card.read(folder, ()):
         raise InputError(
             f"{folder} holds a prior, but no autoencoder; enkg.Trained opens it by itself"
         )
-    missing = [name for name in SECTIONS if not isinstance(found.get(name), dict)]
-    if missing:
-        raise StoreError(f"{path} has no [{'], ['.join(missing)}]; it is not a whole card")
-    if found.get("format") != card.FORMAT:
-        raise StoreError(
-            f"{path} is of format {found.get('format')}; this version of enkg reads {card.FORMAT}"
-        )
-    return found
+    return card.read(folder, SECTIONS)
 
 
 def _weights(folder: Path, expected: str) -> dict[str, Tensor]:

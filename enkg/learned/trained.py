@@ -60,12 +60,7 @@ class Trained:
     @property
     def unknown(self) -> Field:
         """Name, axes and unit, as the card has them."""
-        told = {k: v for k, v in self.card["member"].items() if k != "shape"}
-        dims = told.pop("dims", None)
-        try:
-            return Field(**told, dims=tuple(dims) if dims else None)
-        except TypeError as error:
-            raise StoreError(f"the card's [member] has a field that is none: {error}") from error
+        return unknown_of(self.card["member"])
 
     @property
     def base(self) -> Base:
@@ -125,6 +120,16 @@ class Trained:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Trained, (self.folder, self.precision, self.network)
+
+
+def unknown_of(told: dict[str, Any]) -> Field:
+    """The name, axes and unit of a card."""
+    told = {k: v for k, v in told.items() if k != "shape"}
+    dims = told.pop("dims", None)
+    try:
+        return Field(**told, dims=tuple(dims) if dims else None)
+    except TypeError as error:
+        raise StoreError(f"the card's [member] has a field that is none: {error}") from error
 
 
 def unet_of(told: dict[str, Any]) -> UNet:

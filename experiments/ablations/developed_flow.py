@@ -20,7 +20,36 @@ from experiments.navier_stokes.hard import experiment
 NOISELESS = 0.25
 
 
-def build(prior: str, guidance: str, noise: float, seed: int) -> enkg.Experiment:
-    """The hard problem with one prior, method and noise."""
+def build(prior: str, noise: float, seed: int) -> enkg.Experiment:
+    """The hard problem with one prior and noise."""
     problem = experiment(seed, noise=noise or NOISELESS, prior=prior)  # type: ignore[arg-type]
     return replace(problem, seed=seed)
+
+
+def ablation(quick: bool = False, seeds: int = 3) -> enkg.Ablation:
+    """Two priors at three noise levels.
+
+    Args:
+        quick: One noise and one seed.
+        seeds: Number of truths.
+    """
+    return enkg.Ablation(
+        build,
+        {
+            "prior": ("learned", "gaussian"),
+            "noise": (1.0,) if quick else (0.0, 1.0, 2.0),
+            "seed": range(1 if quick else seeds),
+        },
+        title="Developed vorticity, 64 x 64, every second point",
+        measures=(
+            "relative_error",
+            "misfit_per_datum",
+            "coverage_90",
+            "spread_skill",
+            "crps",
+            "calls",
+            "denoiser_calls",
+            "seconds",
+        ),
+        along="noise",
+    )

@@ -71,7 +71,9 @@ class Azula:
 
             def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
                 x = nn.functional.pixel_unshuffle(x, self.patch)
-                return nn.functional.pixel_shuffle(self.network(x, self.time(time / TIMES)), self.patch)
+                return nn.functional.pixel_shuffle(
+                    self.network(x, self.time(time / TIMES)), self.patch
+                )
 
         return Wrapped(self.channels, self.patch)
 
