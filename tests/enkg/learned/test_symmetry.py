@@ -179,7 +179,6 @@ def test_that_the_card_can_say_what_a_symmetry_is_and_workers_can_have_it(symmet
         (Rotate(), (4,), r"equally long; these have shape \(4,\)"),
         (lambda x, generator: x[:1], (4,), r"made shape \(1, 4\) of \(2, 4\)"),
     ],
-    ids=str,
 )
 def test_that_a_symmetry_that_does_not_fit_the_members_says_so(symmetry, shape, message):
     with pytest.raises(enkg.InputError, match=message):
