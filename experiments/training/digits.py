@@ -28,8 +28,8 @@ def training(
     bandwidth: float = BANDWIDTH,
     samples: int = 49152,
     held_out: int = 2048,
-    steps: int = 20_000,
-    batch: int = 128,
+    steps: int = 12_000,
+    batch: int = 64,
     channels: tuple[int, ...] = (32, 64),
     layers: int = 2,
 ) -> enkg.Training:

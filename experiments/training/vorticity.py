@@ -34,8 +34,8 @@ def training(
     size: int = 64,
     samples: int = 4096,
     held_out: int = 512,
-    steps: int = 9000,
-    batch: int = 32,
+    steps: int = 5200,
+    batch: int = 16,
     channels: tuple[int, ...] = (32, 64, 128),
     layers: int = 1,
 ) -> enkg.Training:
