@@ -48,6 +48,8 @@ FREE = (
     "name",
 )
 """Fields of a training that may change while it is unfinished."""
+EXACT = ("base_mean", "base_variance", "base_rest")
+"""What is stored in float32 in any case."""
 LEVELS = 32
 """Levels of the flow that draws them for the figures of merit."""
 SHOWN = 8
@@ -249,9 +251,7 @@ def write(
     """Weights and card; returns the prior in the training's precision."""
     tensors = run.averaged().state_dict()
     if training.half:
-        tensors = {
-            n: t if n.startswith("base_") else t.to(torch.float16) for n, t in tensors.items()
-        }
+        tensors = {n: t if n in EXACT else t.to(torch.float16) for n, t in tensors.items()}
     digest = card.save_weights(folder, tensors)
     unknown, units = training.unknown, prepared.units
     card.write(

@@ -92,7 +92,7 @@ class Training:
     precision: Precision = "float32"
     """In which the network computes while it learns; the weights are float32."""
     half: bool = False
-    """Store the weights in float16, which makes the file half as large."""
+    """Store the weights and the components of the base in float16: a file half as large."""
     sigma_max: float = 80.0
     """Where sampling begins; large against the widest direction of the samples."""
     seed: int = 0

@@ -5,8 +5,8 @@ enkg ablate experiments/ablations/developed_flow.py --workers 2
 
 The problem of experiments/navier_stokes/hard.py: 64 x 64, every second point seen one time unit
 later, noise of standard deviation 0, 1 and 2 where the field has 5. The learned prior is
-priors/vorticity; the Gaussian has its mean and spectrum, from the same samples. A seed is a truth,
-its noise, and the seed of the run.
+priors/vorticity; the Gaussian has the mean profile and the spectrum of 64 fields. A seed is a
+truth, its noise, and the seed of the run.
 
 Data without noise are inverted as if their standard deviation were 0.25, a twentieth of the
 field's: a covariance of zero says that the simulator and its grid are exact.

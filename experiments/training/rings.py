@@ -41,9 +41,9 @@ def training(
     pixels: int = 64,
     samples: int = 12288,
     held_out: int = 1024,
-    steps: int = 6000,
-    batch: int = 32,
-    channels: tuple[int, ...] = (32, 64, 128),
+    steps: int = 5400,
+    batch: int = 64,
+    channels: tuple[int, ...] = (64, 96, 128),
     layers: int = 1,
 ) -> enkg.Training:
     """Learns the law of log-images of rings from images that the recipe draws.
@@ -54,7 +54,8 @@ def training(
         held_out: Images to measure with.
         steps: Steps of the optimiser.
         batch: Images a step.
-        channels: Of the network, at each resolution; the finest has half the pixels of the image.
+        channels: Of the network, at each resolution; the finest has a quarter of the
+            image's pixels per side.
         layers: Residual blocks at each resolution.
     """
     return enkg.Training(
@@ -72,7 +73,7 @@ def training(
             colour_map="afmhot",
         ),
         units=enkg.Log(scale=2.07, offset=-1.58, lowest=-6.0, highest=5.0),
-        network=enkg.UNet(channels, layers, patch=2),
+        network=enkg.UNet(channels, layers, patch=4, attention=True),
         base="components",
         components=200,
         symmetries=(enkg.Rotate(), enkg.Reflect((-1,))),
@@ -80,7 +81,7 @@ def training(
         steps=steps,
         batch=batch,
         warmup=300,
-        noise=enkg.LogNormal(-0.5, 1.4),
+        noise=enkg.LogNormal(0.3, 1.4),
         precision="bfloat16",
         half=True,
         about=(

@@ -15,7 +15,7 @@ from enkg.learned.sources import split
 from priors.digits import digits
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("vorticity", "digits")
+NAMES = ("vorticity", "digits", "rings")
 LEVELS = (0.2, 1.0, 5.0)
 ASKED = 48
 

@@ -295,7 +295,7 @@ def test_that_half_of_the_bytes_are_nearly_the_same_prior(tmp_path):
     wide = train(training(network=SMALL, rate=0.05), tmp_path / "wide")
     half = train(training(network=SMALL, rate=0.05, half=True), tmp_path / "half")
     sizes = [(tmp_path / n / "weights.safetensors").stat().st_size for n in ("wide", "half")]
-    assert sizes[1] < 0.75 * sizes[0]  # the base stays as it is
+    assert sizes[1] < 0.75 * sizes[0]  # not the mean and the variances of the base
     assert half.card["training"]["stored"] == "float16"
     x = drawn(3)
     torch.testing.assert_close(half.denoise(x, 0.5), wide.denoise(x, 0.5), atol=5e-3, rtol=0)
