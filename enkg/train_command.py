@@ -1,5 +1,6 @@
 """enkg train: samples to a prior."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,17 @@ def is_prior(folder: Path) -> bool:
     return (folder / card.CARD).is_file()
 
 
+def check_kind(folder: Path) -> None:
+    """Raises InputError for the folder of an autoencoder, which is no prior by itself."""
+    if "autoencoder" in tomllib.loads((folder / card.CARD).read_text()):
+        raise InputError(
+            f"{folder} holds an autoencoder; its prior over latents is in {folder / 'latent'}"
+        )
+
+
 def show(folder: Path, console: Console) -> None:
     """Prints what the card says of a prior: its limits, and its figures of merit."""
+    check_kind(folder)
     found = card.read(folder)
     told, merits = found["training"], found.get("merits", {})
     console.print(f"[bold]{found['name']}[/]  {found.get('about', '')}", highlight=False)

@@ -99,7 +99,9 @@ def train_autoencoder(
     given = _given(config, source, units)
     with claimed(folder):
         task = cast(Training, Task(given.samples, given.units, config))
-        keep.begin(folder, task, resume, overwrite, force, ALONE, "", ())
+        record = keep.Record(task, "", ())
+        keep.begin(folder, task, record, resume, overwrite, force, ALONE)
+        keep.clear(folder, record, given.samples, resume, force)
         try:
             run = Run(config, given)
             state = keep.checkpoint(folder) if resume else None

@@ -21,6 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from enkg.errors import InputError, StoreError
+from enkg.learned.network import NEEDED as EXTRA
 
 CARD, WEIGHTS = "card.toml", "weights.safetensors"
 FORMAT = 1
@@ -86,7 +87,10 @@ def save_weights(folder: Path, tensors: Mapping[str, Tensor]) -> str:
 
 def load_weights(folder: Path, expected: str) -> dict[str, Tensor]:
     """The weights that the card speaks of; raises StoreError where they are missing or others."""
-    from safetensors.torch import load_file
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(EXTRA) from error
 
     path = Path(folder) / WEIGHTS
     if not path.is_file():

@@ -18,8 +18,10 @@ from enkg.comm import Comm, once
 from enkg.errors import StoreError
 from enkg.learned import card, merits
 from enkg.learned.base import fitted
+from enkg.learned.generated import Generated
 from enkg.learned.network import UNet
-from enkg.learned.prepare import Prepared
+from enkg.learned.prepare import Prepared, evenly, fingerprint
+from enkg.learned.sources import Samples
 from enkg.learned.trained import OWN, Trained
 from enkg.learned.training import Training
 from enkg.sketch import differences
@@ -46,12 +48,17 @@ FREE = (
     "limits",
     "licence",
     "name",
+    "unknown",
+    "half",
+    "sigma_max",
 )
 """Fields of a training that may change while it is unfinished."""
 EXACT = ("base_mean", "base_variance", "base_rest")
 """What is stored in float32 in any case."""
 LEVELS = 32
 """Levels of the flow that draws them for the figures of merit."""
+NEAREST = 16_384
+"""Training samples at most that the figures of merit compare with."""
 SHOWN = 8
 """Samples drawn at each look."""
 
@@ -66,38 +73,38 @@ class Row(NamedTuple):
     seconds: float
 
 
+class Record:
+    """What training.json holds of a training that is not finished."""
+
+    def __init__(self, training: Training, source: str, arguments: Sequence[str]) -> None:
+        self.training = describe(training)
+        self.training.pop("exact", None)
+        self.source, self.arguments = source, list(arguments)
+
+
 def begin(
     folder: Path,
     training: Training,
+    record: Record,
     resume: bool,
     overwrite: bool,
     force: bool,
     comm: Comm,
-    source: str,
-    arguments: Sequence[str],
 ) -> bool:
-    """Makes the folder, or checks that the training in it is this one; False where it is finished.
+    """Checks that the folder is empty, or the training in it this one; False where it is finished.
 
     A training that stopped before its first checkpoint is replaced without being told.
     """
-    return once(comm, lambda: _begun(folder, training, resume, overwrite, force, source, arguments))
+    return once(comm, lambda: _begun(folder, training, record, resume, overwrite, force))
 
 
 def _begun(
-    folder: Path,
-    training: Training,
-    resume: bool,
-    overwrite: bool,
-    force: bool,
-    source: str,
-    arguments: Sequence[str],
+    folder: Path, training: Training, record: Record, resume: bool, overwrite: bool, force: bool
 ) -> bool:
-    record = {"training": describe(training), "source": source, "arguments": list(arguments)}
-    record["training"].pop("exact", None)
     begun = any((folder / name).is_file() for name in (CHECKPOINT, card.CARD))
     if (folder / RECORD).is_file() and begun:
         if resume:
-            _unchanged(folder, record["training"], force)
+            _unchanged(folder, record.training, force)
         elif not overwrite:
             raise StoreError(
                 f"{folder} holds an unfinished training; --resume goes on with it, --overwrite "
@@ -109,16 +116,28 @@ def _begun(
         raise StoreError(
             f"{folder} holds a prior; give another --out, or --overwrite to replace it"
         )
-    if not resume or not (folder / RECORD).is_file():
-        for name in (CHECKPOINT, HISTORY):
-            (folder / name).unlink(missing_ok=True)
-        if overwrite:
-            for name in (card.CARD, card.WEIGHTS):
-                (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / FIGURES, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, record)
     return True
+
+
+def clear(folder: Path, record: Record, given: Samples, resume: bool, force: bool) -> None:
+    """Removes what is to be replaced and writes the record, once the samples are known to be good.
+
+    Raises StoreError where a training would go on with other samples.
+    """
+    samples = fingerprint(given)
+    if resume and (folder / RECORD).is_file():
+        before = json.loads((folder / RECORD).read_text()).get("samples", samples)
+        if before != samples and (folder / CHECKPOINT).is_file() and not force:
+            raise StoreError(
+                f"{folder} holds a training that learns from other samples than those given now; "
+                "--force goes on with these, --overwrite begins anew"
+            )
+    else:
+        for name in (CHECKPOINT, HISTORY, card.CARD, card.WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / FIGURES, ignore_errors=True)
+    write_json(folder / RECORD, vars(record) | {"samples": samples})
 
 
 def _is_finished(folder: Path, training: Training) -> bool:
@@ -128,6 +147,12 @@ def _is_finished(folder: Path, training: Training) -> bool:
         raise StoreError(
             f"{folder} holds a prior that was trained for {told['steps']:,} steps, and its state "
             f"is not kept; {training.steps:,} steps begin anew: give another --out, or --overwrite"
+        )
+    given, before = training.samples, told.get("fingerprint")
+    if before and not isinstance(given, Generated) and fingerprint(given) != before:
+        raise StoreError(
+            f"{folder} holds a prior that learnt from other samples than those given now; give "
+            "another --out, or --overwrite"
         )
     return told["finished"]
 
@@ -205,7 +230,8 @@ def finish(folder: Path, training: Training, prepared: Prepared, run: "Run") -> 
     prior = write(folder, training, prepared, run, None)
     found = None
     if len(prepared.held_out) > 1:
-        held, learnt = prepared.reference("held_out"), prepared.reference("learnt")
+        held = prepared.reference("held_out")
+        learnt = prepared.rows(evenly(prepared.learnt, NEAREST))
         like = torch.empty(0, device=run.device)
         drawn = merits.draw(
             prior, training.drawn, training.seed, training.sigma_max, levels=LEVELS, like=like
@@ -302,6 +328,7 @@ def _training(training: Training, prepared: Prepared, run: "Run") -> dict[str, A
         "samples": len(prepared.learnt),
         "held_out": len(prepared.held_out),
         "recipe": training.recipe,
+        "fingerprint": fingerprint(prepared.samples),
         "symmetries": [repr(s) for s in training.symmetries],
         "steps": run.step,
         "batch": training.batch,

@@ -114,8 +114,9 @@ def train(
         together(comm, lambda: _check_launcher(comm))
         if comm.rank == 0:
             stack.enter_context(claimed(folder))
-        if keep.begin(folder, training, resume, overwrite, force, comm, source, arguments):
-            return _trained(training, folder, resume, watcher, comm)
+        record = keep.Record(training, source, arguments)
+        if keep.begin(folder, training, record, resume, overwrite, force, comm):
+            return _trained(training, folder, record, resume, force, watcher, comm)
         return _prior(training, folder)
 
 
@@ -128,10 +129,17 @@ def _check_launcher(comm: Comm) -> None:
 
 
 def _trained(
-    training: Training, folder: Path, resume: bool, watcher: Watcher, comm: Comm
+    training: Training,
+    folder: Path,
+    record: keep.Record,
+    resume: bool,
+    force: bool,
+    watcher: Watcher,
+    comm: Comm,
 ) -> Trained:
-    if comm.rank == 0:  # draws what is to be drawn
+    if comm.rank == 0:  # draws what is to be drawn; a prior that is there stays until all is well
         prepared = prepare(training, folder / keep.DATA, watcher.preparing)
+        keep.clear(folder, record, prepared.samples, resume, force)
         comm.barrier()
     else:
         comm.barrier()
@@ -260,6 +268,7 @@ class Run:
         if not len(found.held_out):
             return float("nan")
         x = found.reference("held_out")[: 4 * LEVELS]
+        x = x.repeat(-(-LEVELS // len(x)), *(1,) * (x.dim() - 1))[: max(len(x), LEVELS)]
         generator = torch.Generator().manual_seed(self.training.seed)
         sigma = self.training.noise.quantiles(LEVELS).repeat(-(-len(x) // LEVELS))[: len(x)]
         noise = torch.randn(x.shape, generator=generator)

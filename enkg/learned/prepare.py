@@ -1,5 +1,6 @@
 """What is done once before a training: samples, units, base, network."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from enkg.units import Affine, Log
 FITTED = 8192
 """Samples from which units and base are taken, symmetric copies included."""
 MEASURED = 1024
-"""Held-out samples that the figures of merit use, and training samples they compare with."""
+"""Held-out samples that the figures of merit use."""
+
+SKETCHED = 64
+"""Samples that a fingerprint looks at."""
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +47,7 @@ class Prepared:
     def reference(self, which: str) -> Tensor:
         """Up to `MEASURED` of the held-out or the learnt samples, in the prior's numbers."""
         indices = self.held_out if which == "held_out" else self.learnt
-        return self.rows(indices[:MEASURED])
+        return self.rows(evenly(indices, MEASURED))
 
 
 def prepare(training: Training, data: Path, progress: Progress | None = None) -> Prepared:
@@ -56,7 +60,7 @@ def prepare(training: Training, data: Path, progress: Progress | None = None) ->
         found = found.materialised(training.data or data, progress)
     check(found)
     learnt, held_out = split(len(found), training.held_out, training.seed)
-    some = learnt[np.linspace(0, len(learnt) - 1, min(FITTED, len(learnt))).astype(int)]
+    some = evenly(learnt, FITTED)
     physical = torch.from_numpy(found.rows(some))
     units = training.units or _standard(physical)
     x = units.to_prior(physical)
@@ -71,6 +75,18 @@ def prepare(training: Training, data: Path, progress: Progress | None = None) ->
         torch.manual_seed(training.seed)
         module = Preconditioned(training.network.build(found.shape, 2), base, found.shape)
     return Prepared(found, learnt, held_out, units, base, module)
+
+
+def evenly(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of them, spread over all."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+
+
+def fingerprint(samples: Samples) -> str:
+    """Tells other samples from these: a SHA-256 of their shape and of some of them."""
+    some = samples.rows(evenly(np.arange(len(samples)), SKETCHED))
+    told = f"{len(samples)} {tuple(samples.shape)}".encode()
+    return hashlib.sha256(told + np.ascontiguousarray(some).tobytes()).hexdigest()
 
 
 def _standard(x: Tensor) -> Affine:

@@ -168,7 +168,8 @@ def split(count: int, held_out: float | int, seed: int = 0) -> tuple[ndarray, nd
     one simulation that follow each other are alike, so where the samples are such, hold out a
     stretch of them instead.
     """
-    number = held_out if isinstance(held_out, int) else -1
+    whole = float(held_out).is_integer() and held_out >= 2  # a command line makes 200.0 of 200
+    number = int(held_out) if isinstance(held_out, int) or whole else -1
     if isinstance(held_out, float) and 0 <= held_out < 1:
         number = max(round(held_out * count), int(held_out > 0))
     if number < 0 or count - number < 2:

@@ -60,8 +60,8 @@ class Training:
     unknown: Field = field(default_factory=lambda: Field("x"))
     """Name, axes and unit of a member."""
     units: Affine | Log | None = None
-    """From numbers of order one to physical ones; None takes mean and standard deviation over all
-    samples and points. Log is for positive fields."""
+    """From numbers of order one to physical ones; None takes mean and standard deviation over
+    all points of up to 8,192 samples. Log is for positive fields."""
     network: UNet | Architecture = field(default_factory=UNet)
     """The network that learns what the base misses."""
     base: Kind = "components"

@@ -3,7 +3,7 @@
     python experiments/benchmarks/training.py
 
 Samples a second that a network learns from and that it denoises, relative to the first row, for
-64 x 64 fields on a torus; the share of a training step that is spent on loading and symmetries; the
+64 x 64 fields on a torus; the share of a training that is spent on loading; the
 peak memory of sampling against the size of the ensemble, which is flat but for the ensemble itself
 as soon as it is larger than a chunk. Rows of azula's U-Net, the other candidate, are added where
 azula is installed. Needs the extra enkg[train]. About four minutes on one core.

@@ -86,10 +86,8 @@ def main(
         overwrite: Make runs again that are there.
     """
     data = read_uvfits(uvfits)
-    trees = {}
-    for prior in priors:
-        given = imaging(data, prior, members, field_of_view, folder=folder)
-        trees[prior] = run(given, out / f"{prior}-{seed}", seed, overwrite)
+    given = {p: imaging(data, p, members, field_of_view, folder=folder) for p in priors}
+    trees = {p: run(g, out / f"{p}-{seed}", seed, overwrite) for p, g in given.items()}
     rows = compare(trees, data, field_of_view, out)
     print_table(as_table(rows), Console())
 

@@ -109,9 +109,11 @@ class Problem:
         """The prior's mean, draws, and fields with such shares of the truth, by name."""
         generator = np.random.default_rng(0)
         truth = self.white(self.truth)
-        drawn = [generator.standard_normal(truth.shape) for _ in range(draws)]
+        if any(not 0 <= a <= 1 for a in shares) or draws < 0:
+            raise ValueError(f"shares are {shares}, draws {draws}; expected 0 to 1, and 0 or more")
+        drawn = [generator.standard_normal(truth.shape) for _ in range(max(1, draws))]
         found = {"mean of the prior": np.zeros_like(truth)}
-        found |= {f"draw {k + 1}": z for k, z in enumerate(drawn)}
+        found |= {f"draw {k + 1}": z for k, z in enumerate(drawn[:draws])}
         mixed = {f"{a:.0%} truth": a * truth + (1 - a * a) ** 0.5 * drawn[0] for a in shares}
         return found | mixed | {"truth": truth}
 

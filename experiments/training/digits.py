@@ -1,6 +1,6 @@
 """Train the prior of digits that priors/digits holds.
 
-    enkg train experiments/training/digits.py --out priors/digits
+    enkg train experiments/training/digits.py --out runs/priors/digits
 
 The samples are draws of the kernel density of scikit-learn's digits, whose denoiser is known
 exactly at every noise level: what the network lacks can be measured, and is on the card.

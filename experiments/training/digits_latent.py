@@ -1,6 +1,6 @@
 """Train the latent prior of digits that priors/digits/autoencoder holds.
 
-    python -m experiments.training.digits_latent --out priors/digits/autoencoder
+    python -m experiments.training.digits_latent --out runs/priors/autoencoder
 
 First an autoencoder, 64 points to 32 latent numbers on a grid of 4 x 4, then a diffusion prior over
 the latents. The samples are draws of the kernel density of scikit-learn's digits. Used by
@@ -43,7 +43,7 @@ def main(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Trains both. Cost: two and a half minutes of one core.
+    """Trains both. Cost: four and a half minutes of one core.
 
     Args:
         out: Folder of the result.

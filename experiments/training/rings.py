@@ -1,6 +1,6 @@
 """Train the prior of ring images that priors/rings holds.
 
-    enkg train experiments/training/rings.py --out priors/rings
+    enkg train experiments/training/rings.py --out runs/priors/rings
 
 Images of the procedural recipe in priors/ring_images.py, with a wide range of sizes, in the
 logarithm of brightness. The recipe has no preferred direction, so an image counts as eight: turned

@@ -1,6 +1,6 @@
 """Train the prior of developed vorticity that priors/vorticity holds.
 
-    enkg train experiments/training/vorticity.py --out priors/vorticity
+    enkg train experiments/training/vorticity.py --out runs/priors/vorticity
 
 Random fields are evolved for five time units by the bundled solver: vortices and filaments, of
 standard deviation 5. The equation has symmetries, and the prior is to have them: shifts along x,

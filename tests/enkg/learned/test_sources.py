@@ -254,7 +254,9 @@ def test_that_stacked_files_of_several_shapes_are_refused(tmp_path):
         samples(tmp_path, stacked=True)
 
 
-@pytest.mark.parametrize(("share", "number"), [(0.1, 10), (7, 7), (0, 0), (0.0, 0), (0.001, 1)])
+@pytest.mark.parametrize(
+    ("share", "number"), [(0.1, 10), (7, 7), (7.0, 7), (0, 0), (0.0, 0), (0.001, 1)]
+)
 def test_that_the_two_parts_of_a_split_make_up_all(share, number):
     train, out = split(100, share, seed=3)
     assert len(out) == number
