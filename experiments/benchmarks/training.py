@@ -208,7 +208,16 @@ def _peak(members: int) -> float:
 
     prior = counted(enkg.Denoiser(f, (SIZE, SIZE), per_row=True), CHUNK, torch.device("cpu"), 1)
     prior.denoise(torch.randn(members, SIZE, SIZE), 1.0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _own_peak()
+
+
+def _own_peak() -> float:
+    """MiB. ru_maxrss will not do on Linux, where a process inherits it from the one before."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return float(lines["VmHWM"].split()[0]) / 1024
 
 
 if __name__ == "__main__":
