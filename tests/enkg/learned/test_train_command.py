@@ -207,3 +207,9 @@ def test_that_trainings_are_listed(here, capsys):
     assert "trainings" in text
     assert "experiments/fields.py" in text
     assert "Fields of eight points a side." in text
+
+
+def test_that_the_folder_of_an_autoencoder_is_told_from_a_prior(capsys):
+    autoencoder = Path(__file__).parents[3] / "priors" / "digits" / "autoencoder"
+    assert main(["show", str(autoencoder)]) != 0
+    assert "its prior over latents is in" in capsys.readouterr().err
