@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from enkg.comm import Comm, once
+from enkg.ensemble import alive
 from enkg.errors import StoreError
 from enkg.learned import card, merits
 from enkg.learned.base import fitted
+from enkg.learned.compare import spectra
 from enkg.learned.generated import Generated
 from enkg.learned.network import UNet
 from enkg.learned.prepare import Prepared, evenly, fingerprint
@@ -191,7 +193,7 @@ def save(folder: Path, run: "Run") -> None:
 
 
 def look(folder: Path, training: Training, prepared: Prepared, run: "Run") -> Row:
-    """Measures, draws a few samples, and writes what there is of the prior."""
+    """Measures, draws a few samples and their spectrum, and writes what there is of the prior."""
     from enkg.learned import figures
 
     begin = time.perf_counter()
@@ -213,6 +215,10 @@ def look(folder: Path, training: Training, prepared: Prepared, run: "Run") -> Ro
         training.unknown,
         folder / FIGURES / "samples.png",
     )
+    good = drawn[alive(drawn)]
+    if len(good) > 1:
+        learnt = prepared.rows(evenly(prepared.learnt, len(good)))
+        figures.spectrum_figure(spectra(good, held, learnt), folder / FIGURES / "spectrum.png")
     losses = {
         "step": [r.step for r in run.history],
         "training": [r.loss for r in run.history],
