@@ -226,7 +226,7 @@ class Ablation:
         """Simulator calls that a cell takes at most. Builds its experiment."""
         experiment = self.build(labels)
         method = experiment.guidance
-        return method.sweeps_for(experiment.prior) * method.members + experiment.predicted
+        return method.calls_for(experiment.prior) + experiment.predicted
 
     def __call__(self) -> "Ablation":
         """Itself, so that an ablation is its own maker."""

@@ -281,10 +281,7 @@ class _Trial:
         report.facts["in a batch"] = f"{_time(shared)} a member with {slots} at once, {draws} tried"
         if self.start_seconds > 2 * self.batch_seconds + 0.1:
             report.facts["start-up"] = _time(self.start_seconds - self.batch_seconds)
-        calls = (
-            guidance.sweeps_for(self.experiment.prior) * guidance.members
-            + self.experiment.predicted
-        )
+        calls = guidance.calls_for(self.experiment.prior) + self.experiment.predicted
         busy = min(slots, draws)
         each = max(shared * busy, 0.0) if busy > 1 else shared
         report.facts["the whole run"] = (

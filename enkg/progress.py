@@ -44,10 +44,11 @@ class Watch:
     def started(self, experiment: Experiment, sweeps: int) -> None:
         guidance, low = experiment.guidance, experiment.low is not None
         self.begin = perf_counter()
+        calls = guidance.calls_for(experiment.prior)
         self.console.print(
             f"{type(guidance).__name__}: {guidance.members} members of shape "
             f"{tuple(experiment.prior.shape)}, {experiment.observation.size} data, at most "
-            f"{f'{sweeps * guidance.members:,} guided' if sweeps else 'no guided'} simulator calls"
+            f"{f'{calls:,} guided' if calls else 'no guided'} simulator calls"
             f"{', low-fidelity ones included' if low else ''}",
             highlight=False,
         )

@@ -59,7 +59,7 @@ def run(
 
     A run with a directory may be killed at any moment; what was simulated is never simulated again.
 
-    Cost: `guidance.sweeps_for(prior)` times J simulator calls at most, and `experiment.predicted`
+    Cost: `guidance.calls_for(prior)` simulator calls at most, and `experiment.predicted`
     calls at the end.
 
     Raises InputError for shapes that do not fit, EnsembleFailure when too few members survive,

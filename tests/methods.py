@@ -45,6 +45,7 @@ METHODS: dict[str, Guidance] = {
     "es-mda": ESMDA(),
     "es-mda-folds": ESMDA(updates=6, ratio=2.0, folds=8),
     "slr": SLR(members=48, steps=8),
+    "slr-refined": SLR(members=48, steps=8, refine=3),
     "enkg-published": EnKGPublished(levels=20, first_guided=3, last_guided=17),
     "eki": EKI(),
     "eki-own-residual": EKI(residual="own"),
@@ -55,14 +56,15 @@ METHODS: dict[str, Guidance] = {
     "gsg-prior": GSG(directions="prior", levels=4, queries=8),
     "dpg": DPG(levels=6, candidates=8, rows_at_once=240),
 }
-REDRAWN = ("slr", "enkg-polished", "weighted", "daenk", "split-gibbs")
+SLRS = ("slr", "slr-refined")
+REDRAWN = (*SLRS, "enkg-polished", "weighted", "daenk", "split-gibbs")
 """Methods that draw their members anew in each step; without information, from the prior."""
 CALIBRATED = [name for name, method in METHODS.items() if method.posterior_law is not None]
 PRIORS = {
     "closed flow": lambda problem: problem.gaussian,
     "integrated flow": lambda problem: problem.one_component,
 }
-PAIRS = [(n, p) for n in METHODS for p in PRIORS if p == "closed flow" or n != "slr"]
+PAIRS = [(n, p) for n in METHODS for p in PRIORS if p == "closed flow" or n not in SLRS]
 # ES-MDA and EKI have no flow, so the second prior would tell nothing new about its law.
 NO_FLOW = ("es-mda", "eki")
 EXACT = [
@@ -88,7 +90,7 @@ def sized(name: str, members: int = MEMBERS) -> Guidance:
 
 def prior_for(name: str, problem: LinearGaussian = PROBLEM) -> enkg.Prior:
     """Without closed flow where the method takes that: the harder case."""
-    return problem.gaussian if name == "slr" else problem.one_component
+    return problem.gaussian if name in SLRS else problem.one_component
 
 
 def posterior(name: str, problem: LinearGaussian = PROBLEM, seed: int = 0, **others) -> Tensor:

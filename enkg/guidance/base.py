@@ -122,7 +122,7 @@ class Guidance(ABC):
     def step(
         self, state: State, prior: Prior, forward: Forward, observation: Observation
     ) -> tuple[State, Info]:
-        """One step; at most `sweeps` times J simulator calls over the whole run."""
+        """One step; at most `calls_for` simulator calls over the whole run."""
 
     @property
     @abstractmethod
@@ -132,6 +132,10 @@ class Guidance(ABC):
     def sweeps_for(self, prior: Prior) -> int:
         """The same for one prior."""
         return self.sweeps
+
+    def calls_for(self, prior: Prior) -> int:
+        """Largest number of simulator calls of a run, without `predict`."""
+        return self.sweeps_for(prior) * self.members
 
     @property
     def posterior_members(self) -> int:

@@ -134,6 +134,7 @@ METHODS: dict[str, Guidance] = {
     "eki-own-residual": EKI(residual="own"),
     "eki-published": EKIPublished(),
     "slr": SLR(),
+    "slr-refined": SLR(members=56, steps=28, draws=200, refine=6),
     "enkg-published": EnKGPublished(),
     "enkg-published-black-hole": EnKGPublished(
         members=1024, updates=1, step_size=3.5, first_guided=9, last_guided=71, decay_floor=1e-3

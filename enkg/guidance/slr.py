@@ -40,6 +40,9 @@ L need not be right, only parallel: what the pairs do not explain of D is in R. 
 the draws follow the posterior of L, so D is learnt where L would put the posterior, and once more
 around the corrected mean.
 
+With `refine`, the draws are moved in rounds of one call each by randomised maximum likelihood
+(`enkg.guidance.slr_refine`): they end where the simulator itself fits their data.
+
 Statistical linear regression, iterated: Garcia-Fernandez, Svensson, Morelande and Sarkka 2015,
 "Posterior linearization filter", IEEE Transactions on Signal Processing 63. Control variates from
 a low-fidelity model: Peherstorfer, Willcox and Gunzburger 2018, "Survey of multifidelity methods",
@@ -60,7 +63,9 @@ from enkg.comm import ALONE, Comm, once
 from enkg.ensemble import alive
 from enkg.errors import EnsembleFailure, InputError, MissingCapability
 from enkg.guidance.base import Forward, Guidance, Info, State
+from enkg.guidance.slr_refine import Refined, begun, judged, proposed, remember
 from enkg.guidance.slr_regression import (
+    FORGET,
     Evaluations,
     Law,
     coordinates,
@@ -73,17 +78,22 @@ from enkg.observation import Observation
 from enkg.prior import Prior, White
 from enkg.random import Stream
 
+LASTING = 1e-6
+"""Weight below which an evaluation is dropped where a refinement will need it."""
+
 
 @dataclass(frozen=True, eq=False)
 class SLRState(State):
     """z: white coordinates of all J members, (J, K). mean: mu. memory: all evaluations still in
     use, of all ranks. paired: those of both simulators, with the difference of their innovations.
+    refined: the members that the simulator moves, from the end of the steps on.
     """
 
     z: Tensor = field(default_factory=lambda: torch.empty(0))
     mean: Tensor = field(default_factory=lambda: torch.empty(0))
     memory: Evaluations | None = None
     paired: Evaluations | None = None
+    refined: Refined | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +105,15 @@ class _Analysis:
     mean: Tensor
     z: Tensor
     finished: bool
+    refined: Refined | None = None
 
 
 @dataclass(frozen=True)
 class SLR(Guidance):
     """SLR. Cost: `steps` simulator calls a member, `steps` + `extra` at most; no denoiser call.
 
-    With `pairs`: `steps` low-fidelity calls a member, `pairs` * `paired_steps` simulator calls.
+    With `refine`: besides, at most so many calls for each of the `draws`. With `pairs`: `steps`
+    low-fidelity calls a member, `pairs` * `paired_steps` simulator calls.
     """
 
     state: ClassVar[type[State]] = SLRState
@@ -114,7 +126,11 @@ class SLR(Guidance):
     extra: int = 0
     """Steps that a run may add while it has not converged."""
     draws: int = 512
-    """Members of the final ensemble; they cost no simulator call."""
+    """Members of the final ensemble; they cost no simulator call but for `refine`."""
+    refine: int = 0
+    """Rounds, at most, in which the simulator moves the final members, with one call each: for
+    posteriors that one Gaussian does not fit. The first round only looks where they stand, so give
+    0 or at least 2."""
     kept_variance: float = 1.0
     """Share of the prior's variance in the coordinates that the data may move; the others stay as
     in the prior. Below 1 it saves time on fields, and is wrong where the data see what it drops."""
@@ -137,6 +153,11 @@ class SLR(Guidance):
             raise InputError(
                 f"{self.pairs} pairs of {self.members} members; give 0, or 2 to {self.members}"
             )
+        if self.refine < 0 or self.refine == 1 or (self.refine and self.pairs):
+            raise InputError(
+                f"refine is {self.refine} with {self.pairs} pairs; expected 0, or at least 2 and "
+                "no pairs"
+            )
         if not self.paired_steps >= 1:
             raise InputError(f"paired_steps is {self.paired_steps}; expected at least 1")
 
@@ -148,7 +169,14 @@ class SLR(Guidance):
     @property
     def sweeps(self) -> int:
         steps = self.steps + self.extra
-        return steps + min(steps, self.paired_steps + self.extra) * bool(self.pairs)
+        return self._steps + min(steps, self.paired_steps + self.extra) * bool(self.pairs)
+
+    @property
+    def _steps(self) -> int:
+        return self.steps + self.extra + self.refine
+
+    def calls_for(self, prior: Prior) -> int:
+        return (self.sweeps - self.refine) * self.members + self.refine * self.draws
 
     def init(self, prior: Prior, seed: int, like: Tensor, comm: Comm = ALONE) -> SLRState:
         if not isinstance(prior, White):
@@ -168,9 +196,11 @@ class SLR(Guidance):
     ) -> tuple[State, Info]:
         assert isinstance(state, SLRState)
         assert isinstance(prior, White)
+        if state.refined is not None:
+            return self._refined(state, prior, forward, observation)
         y = self._batch(forward)(state.x)
         new = _evaluated(state, y, observation.residual(y))
-        memory = recall(state.memory, new, state.step)
+        memory = recall(state.memory, new, state.step, LASTING if self.refine else FORGET)
         misfit = observation.misfit_per_datum(y[alive(y)])
         paired, differences = state.paired, None
         if self.pairs and state.step >= self.steps - self.paired_steps:
@@ -195,14 +225,21 @@ class SLR(Guidance):
             law = posterior(fit, state.mean, beta)
             finished = self._finished(state.step + 1, beta, distance, observation.count)
             key = state.seed, tuple(range(self._count(finished))), state.step + 1
+            if finished and self.refine:
+                start = coordinates(prior, order, Law.prior(len(order)), key)
+                shape = new.r.shape[1:]
+                noise = random.normal(shape, key[0], Stream.OBSERVATION, key[1], key[2])
+                refined = begun(fit, state.mean, start, noise, key[2])
+                return _Analysis(beta, distance, law.mean, refined.z, True, refined)
             z = coordinates(prior, order, law, key)
             return _Analysis(beta, distance, law.mean, z, finished)
 
         found = once(state.comm, analysis)
+        finished = found.finished and found.refined is None
         info = Info(
             step=state.step,
             sigma=0.0,
-            progress=1.0 if found.finished else (state.step + 1) / (self.steps + self.extra),
+            progress=1.0 if finished else (state.step + 1) / self._steps,
             power=found.beta - state.beta,
             beta=found.beta,
             misfit=misfit,
@@ -212,15 +249,55 @@ class SLR(Guidance):
             state,
             step=state.step + 1,
             beta=found.beta,
-            finished=found.finished,
+            finished=finished,
             z=found.z,
             mean=found.mean,
             memory=memory,
             paired=paired,
+            refined=found.refined,
         )
-        if found.finished:
-            after = replace(after, remarks=state.remarks + _remarks(after, found, observation))
+        if finished:
+            said = _remarks(after.step, found.beta, found.misfit, observation.count)
+            after = replace(after, remarks=state.remarks + said)
         return self._placed(after, prior, order, self._count(found.finished), state.x), info
+
+    def _refined(
+        self, state: SLRState, prior: White, forward: Forward, observation: Observation
+    ) -> tuple[State, Info]:
+        """A round of the refinement."""
+        y = forward(state.x)
+        living = alive(y).cpu()
+        order, u = informed(prior, self.kept_variance)
+
+        def analysis() -> tuple[Evaluations, Refined, Tensor, bool]:
+            assert state.refined is not None
+            assert state.memory is not None
+            r = observation.residual(y).cpu()
+            new = _evaluated(state, y, r)
+            memory = remember(state.memory, new, state.step)
+            members = judged(state.refined, state.z, r, living)
+            if members.settled or state.step + 1 - members.step == self.refine:
+                return memory, members, members.z, True
+            z = proposed(members, memory, u, state.step)
+            return memory, members, z, False
+
+        memory, members, z, finished = once(state.comm, analysis)
+        info = Info(
+            step=state.step,
+            sigma=0.0,
+            progress=1.0 if finished else (state.step + 1) / self._steps,
+            beta=state.beta,
+            misfit=observation.misfit_per_datum(y[alive(y)]),
+            evaluated=((state.x, y),),
+        )
+        after = replace(
+            state, step=state.step + 1, finished=finished, z=z, memory=memory, refined=members
+        )
+        if finished:
+            fit = float(members.r.square().sum(1).mean()) / observation.count
+            said = _remarks(after.step, state.beta, fit, observation.count, "members")
+            after = replace(after, remarks=state.remarks + said)
+        return self._placed(after, prior, order, self.draws, state.x), info
 
     def _batch(self, forward: Forward) -> Callable[[Tensor], Tensor]:
         """The simulator that answers whole batches."""
@@ -249,7 +326,10 @@ class SLR(Guidance):
     ) -> SLRState:
         """The state with this rank's part of `count` members, at the coordinates z."""
         members = self.own_members(prior, state.comm, count)
-        white = random.normal((len(prior.scales),), state.seed, Stream.SAMPLER, members, state.step)
+        step = (
+            state.step if state.refined is None else state.refined.step
+        )  # one rest for all rounds
+        white = random.normal((len(prior.scales),), state.seed, Stream.SAMPLER, members, step)
         white[:, order] = state.z[list(members)]
         return replace(state, x=prior.from_white(white.to(like)), members=members)
 
@@ -258,7 +338,8 @@ class SLR(Guidance):
         return self.draws
 
     def drop(self, state: State, living: Tensor) -> State:
-        """Every step draws its members afresh, so there is nobody to drop."""
+        """Every step draws its members afresh, so there is nobody to drop; a member that fails in
+        the refinement stays where it was."""
         return state
 
 
@@ -273,18 +354,19 @@ def _converged(beta: float, misfit: float, data: int) -> bool:
     return beta == 1 and misfit <= 1 + 3 * sqrt(2 / data)
 
 
-def _remarks(state: SLRState, found: _Analysis, observation: Observation) -> tuple[str, ...]:
+def _remarks(
+    steps: int, beta: float, misfit: float, data: int, whose: str = "mean"
+) -> tuple[str, ...]:
     """A remark that begins with "not converged" makes a run not trusted (`enkg.diagnose`)."""
-    if _converged(found.beta, found.misfit, observation.count):
+    if _converged(beta, misfit, data):
         return ()
-    if found.beta < 1:
+    if beta < 1:
         return (
-            f"not converged: {state.step} steps of SLR used {found.beta:.2g} of the likelihood; "
-            "give more steps",
+            f"not converged: {steps} steps of SLR used {beta:.2g} of the likelihood; give more "
+            "steps",
         )
-    limit = 1 + 3 * sqrt(2 / observation.count)
     return (
-        f"not converged: after {state.step} steps of SLR the misfit per datum of the mean is "
-        f"{found.misfit:.2f}, above {limit:.2f}; give more steps or members, unless the noise "
-        "level or the simulator is wrong",
+        f"not converged: after {steps} steps of SLR the misfit per datum of the {whose} is "
+        f"{misfit:.2f}, above {1 + 3 * sqrt(2 / data):.2f}; give more steps or members, unless the "
+        "noise level or the simulator is wrong",
     )

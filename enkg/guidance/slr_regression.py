@@ -67,11 +67,13 @@ def coordinates(
     return law.draws(white[:, order])
 
 
-def recall(memory: Evaluations | None, new: Evaluations, step: int) -> Evaluations:
+def recall(
+    memory: Evaluations | None, new: Evaluations, step: int, forget: float = FORGET
+) -> Evaluations:
     """All evaluations whose weight still counts, the new ones last."""
     if memory is None:
         return new
-    keep = 0.5 ** (step - memory.step) >= FORGET
+    keep = 0.5 ** (step - memory.step) >= forget
     return Evaluations(
         torch.cat([memory.z[keep], new.z]),
         torch.cat([memory.r[keep], new.r]),

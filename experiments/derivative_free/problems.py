@@ -38,7 +38,7 @@ class Exact:
 class Problem:
     """budget: simulator calls at which all methods are compared, without `predict`.
 
-    gaussian: what the prior is. published: whether 10^5 to 10^7 calls are affordable.
+    gaussian: what the prior is.
     """
 
     name: str
@@ -46,7 +46,6 @@ class Problem:
     exact: Callable[[int], Exact]
     budget: int
     gaussian: bool
-    published: bool = False
 
 
 def linear_gaussian(seed: int) -> enkg.Experiment:
@@ -113,9 +112,9 @@ def exact_m87(seed: int) -> Exact:
 PROBLEMS = {
     problem.name: problem
     for problem in (
-        Problem("linear-gaussian", linear_gaussian, exact_linear_gaussian, 2048, True, True),
-        Problem("box", _digits("box"), _exact_digits("box"), 15 * 128, False, True),
-        Problem("phase", _digits("phase"), _exact_digits("phase"), 15 * 128, False, True),
+        Problem("linear-gaussian", linear_gaussian, exact_linear_gaussian, 2048, True),
+        Problem("box", _digits("box"), _exact_digits("box"), 15 * 128, False),
+        Problem("phase", _digits("phase"), _exact_digits("phase"), 15 * 128, False),
         Problem("navier-stokes", navier_stokes, exact_navier_stokes, 640, True),
         Problem("m87", m87, exact_m87, 2872, True),
     )

@@ -22,12 +22,13 @@ METHODS: dict[str, enkg.Guidance] = {
     "enkg-folds": enkg.EnKG(members=MEMBERS, folds=8),
     "es-mda": enkg.ESMDA(members=MEMBERS),
     "slr": enkg.SLR(members=41, steps=6, draws=MEMBERS),
+    "slr-refined": enkg.SLR(members=41, steps=4, draws=MEMBERS, refine=3),
     "enkg-published": enkg.EnKGPublished(members=MEMBERS, levels=12, first_guided=3, last_guided=9),
 }
 
 
 def linear_gaussian(name: str) -> enkg.Experiment:
-    prior = PROBLEM.gaussian if name == "slr" else PROBLEM.one_component
+    prior = PROBLEM.gaussian if name.startswith("slr") else PROBLEM.one_component
     simulator = enkg.Function(PROBLEM.simulate, chunk=8)
     return enkg.Experiment(prior, simulator, PROBLEM.observation, METHODS[name])
 

@@ -124,6 +124,16 @@ METHODS = {
         *("--guidance.first-guided", "3", "--guidance.last-guided", "4"),
     ),
     "SLR": ("--guidance", "slr", "--guidance.steps", "3", "--guidance.draws", "48"),
+    "SLR-refined": (
+        "--guidance",
+        "slr-refined",
+        "--guidance.steps",
+        "2",
+        "--guidance.draws",
+        "48",
+        "--guidance.refine",
+        "2",
+    ),
 }
 CASES = {
     **{name: (*words, "--guidance.members", str(MEMBERS)) for name, words in METHODS.items()},
