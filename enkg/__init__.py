@@ -6,7 +6,7 @@
 Start with `Experiment` and `run`; `enkg --help` lists what the command line does.
 """
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 from enkg import comm
 from enkg.ablation import Ablation
