@@ -65,11 +65,12 @@ def run(
     Raises InputError for shapes that do not fit, EnsembleFailure when too few members survive,
     StoreError when the directory is in use.
     """
-    if comm.size > experiment.guidance.members:
+    fewest = min(experiment.guidance.members, experiment.guidance.posterior_members)
+    if comm.size > fewest:
         raise raised_by_all(
             InputError(
-                f"there are {comm.size} ranks and {experiment.guidance.members} members; give at "
-                "most one rank for each member"
+                f"there are {comm.size} ranks and {fewest} members; give at most one rank for each "
+                "member"
             )
         )
     with one_for_all(comm):

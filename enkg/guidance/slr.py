@@ -73,6 +73,7 @@ from enkg.guidance.slr_regression import (
     informed,
     posterior,
     recall,
+    recent,
 )
 from enkg.observation import Observation
 from enkg.prior import Prior, White
@@ -217,7 +218,7 @@ class SLR(Guidance):
         order, u = informed(prior, self.kept_variance)
 
         def analysis() -> _Analysis:
-            fit = fitted(memory, new, state.mean, u, state.step)
+            fit = fitted(recent(memory, state.step), new, state.mean, u, state.step)
             if paired is not None and differences is not None:
                 fit += fitted(paired, differences, state.mean, u, state.step)
             distance = float(fit.gap.square().sum()) / observation.count
@@ -227,8 +228,7 @@ class SLR(Guidance):
             key = state.seed, tuple(range(self._count(finished))), state.step + 1
             if finished and self.refine:
                 start = coordinates(prior, order, Law.prior(len(order)), key)
-                shape = new.r.shape[1:]
-                noise = random.normal(shape, key[0], Stream.OBSERVATION, key[1], key[2])
+                noise = observation.noise(*key)
                 refined = begun(fit, state.mean, start, noise, key[2])
                 return _Analysis(beta, distance, law.mean, refined.z, True, refined)
             z = coordinates(prior, order, law, key)
@@ -276,7 +276,7 @@ class SLR(Guidance):
             new = _evaluated(state, y, r)
             memory = remember(state.memory, new, state.step)
             members = judged(state.refined, state.z, r, living)
-            if members.settled or state.step + 1 - members.step == self.refine:
+            if members.settled or state.step + 1 - members.step >= self.refine:
                 return memory, members, members.z, True
             z = proposed(members, memory, u, state.step)
             return memory, members, z, False
@@ -286,16 +286,22 @@ class SLR(Guidance):
             step=state.step,
             sigma=0.0,
             progress=1.0 if finished else (state.step + 1) / self._steps,
-            beta=state.beta,
+            power=1.0 - state.beta,
+            beta=1.0,
             misfit=observation.misfit_per_datum(y[alive(y)]),
             evaluated=((state.x, y),),
         )
         after = replace(
-            state, step=state.step + 1, finished=finished, z=z, memory=memory, refined=members
+            state,
+            step=state.step + 1,
+            beta=1.0,
+            finished=finished,
+            z=z,
+            memory=memory,
+            refined=members,
         )
         if finished:
-            fit = float(members.r.square().sum(1).mean()) / observation.count
-            said = _remarks(after.step, state.beta, fit, observation.count, "members")
+            said = _refined_remarks(members, after.step, observation.count)
             after = replace(after, remarks=state.remarks + said)
         return self._placed(after, prior, order, self.draws, state.x), info
 
@@ -326,9 +332,8 @@ class SLR(Guidance):
     ) -> SLRState:
         """The state with this rank's part of `count` members, at the coordinates z."""
         members = self.own_members(prior, state.comm, count)
-        step = (
-            state.step if state.refined is None else state.refined.step
-        )  # one rest for all rounds
+        # The coordinates that are not moved are the same in all rounds of the refinement.
+        step = state.step if state.refined is None else state.refined.step
         white = random.normal((len(prior.scales),), state.seed, Stream.SAMPLER, members, step)
         white[:, order] = state.z[list(members)]
         return replace(state, x=prior.from_white(white.to(like)), members=members)
@@ -350,13 +355,15 @@ def _evaluated(state: SLRState, y: Tensor, r: Tensor) -> Evaluations:
     return Evaluations(z, r.cpu()[living], torch.full((len(z),), state.step))
 
 
+def _limit(data: int) -> float:
+    return 1 + 3 * sqrt(2 / data)
+
+
 def _converged(beta: float, misfit: float, data: int) -> bool:
-    return beta == 1 and misfit <= 1 + 3 * sqrt(2 / data)
+    return beta == 1 and misfit <= _limit(data)
 
 
-def _remarks(
-    steps: int, beta: float, misfit: float, data: int, whose: str = "mean"
-) -> tuple[str, ...]:
+def _remarks(steps: int, beta: float, misfit: float, data: int) -> tuple[str, ...]:
     """A remark that begins with "not converged" makes a run not trusted (`enkg.diagnose`)."""
     if _converged(beta, misfit, data):
         return ()
@@ -366,7 +373,26 @@ def _remarks(
             "steps",
         )
     return (
-        f"not converged: after {steps} steps of SLR the misfit per datum of the {whose} is "
-        f"{misfit:.2f}, above {1 + 3 * sqrt(2 / data):.2f}; give more steps or members, unless the "
-        "noise level or the simulator is wrong",
+        f"not converged: after {steps} steps of SLR the misfit per datum of the mean is "
+        f"{misfit:.2f}, above {_limit(data):.2f}; give more steps or members, unless the noise "
+        "level or the simulator is wrong",
     )
+
+
+def _refined_remarks(members: Refined, steps: int, data: int) -> tuple[str, ...]:
+    answered = members.value.isfinite()
+    misfit = float(members.r[answered].square().sum(1).mean()) / data
+    said: tuple[str, ...] = ()
+    if not _converged(1.0, misfit, data):
+        said += (
+            f"not converged: after {members.step} steps of SLR and {steps - members.step} rounds "
+            f"of refinement the misfit per datum of the members is {misfit:.2f}, above "
+            f"{_limit(data):.2f}; give more steps or more rounds (refine), unless the noise level "
+            "or the simulator is wrong",
+        )
+    if not bool(answered.all()):
+        said += (
+            f"{int((~answered).sum())} of {len(answered)} members failed in every round of the "
+            "refinement and stand where SLR's linear model put them",
+        )
+    return said

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from enkg.guidance.slr_regression import Evaluations, Fit
+from enkg.guidance.slr_regression import Evaluations, Fit, joined, singular
 
 REMEMBERED = 0.8
 """Weight of an evaluation over that of one that is a round younger."""
@@ -44,11 +44,13 @@ CURVATURES = (0.0, 0.03, 0.1, 0.3, 1.0)
 """q, in units of 1 / s."""
 PENALTIES = tuple(10.0**e for e in (-5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
 """In units of s."""
-NEGLIGIBLE = 1e-9
-"""Share of the predicted variance below which a direction of the data is left out."""
+NEGLIGIBLE = 1e-6
+"""Directions of the data in which the model varies by less, as a mean square in units of the noise,
+are left out."""
 SETTLED = 1e-3
-"""A round that lowers the mean of f by a smaller share is the last; so is the first where SLR's own
-model errs by a smaller mean square, in units of the noise."""
+"""A round that lowers f by a smaller share, in the mean over the members, is the last if most of
+them took their step; so is the first where SLR's own model errs by a smaller mean square, in units
+of the noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +71,18 @@ class Refined:
 
 def begun(fit: Fit, mean: Tensor, prior: Tensor, noise: Tensor, step: int) -> Refined:
     """The members by the linear model of SLR, made around `mean`; r is what this model says."""
-    system = fit.slope.T @ fit.slope + fit.root.T @ fit.root
-    system.diagonal().add_(1 + fit.floor)
     r = fit.gap + noise - (prior - mean) @ fit.slope
-    z = prior + torch.linalg.solve(system, r.T).T @ fit.slope.T
+    z = prior + _solved(torch.cat([fit.slope, fit.root]), 1 + fit.floor, r) @ fit.slope.T
     r = fit.gap - (z - mean) @ fit.slope
     unknown = torch.full((len(z),), torch.inf, dtype=z.dtype)
     return Refined(step, prior, noise, z, r, unknown, torch.ones_like(unknown))
+
+
+def _solved(h: Tensor, c: float, r: Tensor) -> Tensor:
+    """(h^T h + c I)^-1 of each row of r, from the smaller of h^T h and h h^T."""
+    values, _, directions = singular(h)
+    along = r @ directions
+    return (r - (along * (values / (values + c))) @ directions.T) / c
 
 
 def judged(members: Refined, tried: Tensor, r: Tensor, living: Tensor) -> Refined:
@@ -87,10 +94,10 @@ def judged(members: Refined, tried: Tensor, r: Tensor, living: Tensor) -> Refine
     if bool(members.value.isinf().all()):  # the first answers: how good is SLR's own model?
         settled = float((r - members.r)[living].square().mean()) < SETTLED
     else:
-        fell = float((members.value - now)[living].mean())
-        moved, size = (v[living].square().sum() for v in (tried - members.z, tried))
-        still = bool(better.any()) or bool(moved < SETTLED * size)
-        settled = still and fell < SETTLED * float(now[living].mean())
+        fell = ((members.value - now) / now)[living]
+        length = (tried - members.z).square().sum(1)
+        took = better | (length < SETTLED * members.z.square().sum(1))
+        settled = float(took[living].double().mean()) > 0.5 and float(fell.mean()) < SETTLED
     grown = torch.where(better, 1.5 * members.length, members.length / 3).clamp(max=1)
     return replace(
         members,
@@ -108,11 +115,7 @@ def remember(memory: Evaluations, new: Evaluations, step: int) -> Evaluations:
     new = Evaluations(new.z[few], new.r[few], new.step[few])
     keep = REMEMBERED ** (step - memory.step).double() >= FORGET
     keep[: max(0, len(keep) + len(new.z) - ROWS)] = False
-    return Evaluations(
-        torch.cat([memory.z[keep], new.z]),
-        torch.cat([memory.r[keep], new.r]),
-        torch.cat([memory.step[keep], new.step]),
-    )
+    return joined(Evaluations(memory.z[keep], memory.r[keep], memory.step[keep]), new)
 
 
 def proposed(members: Refined, memory: Evaluations, u: Tensor, step: int) -> Tensor:
@@ -170,16 +173,19 @@ class Local:
                     best = error, q, kernel, root * (vectors @ (inverse[:, None] * turned)), left
         assert best is not None
         _, q, kernel, dual, left = best
-        covariance = 0.9 * left.T @ left / len(left)
-        covariance.diagonal().add_(1 + 0.1 * float(left.square().mean()))
-        factor = torch.linalg.cholesky(covariance)
-        dual = torch.linalg.solve_triangular(factor, dual.T, upper=False).T
-        predicted = kernel @ dual
-        predicted = predicted - predicted.mean(0)
-        values, vectors = torch.linalg.eigh(predicted.T @ predicted)
-        vectors = vectors[:, values > NEGLIGIBLE * values[-1]]
-        seeing = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
-        return cls(centre, u, x, dual @ vectors, seeing, q)
+        # R^-1/2 from the directions of E, then the directions in which R^-1/2 A differs from zero.
+        squares, _, erring = singular(left * (0.9 / len(left)) ** 0.5)
+        floor = 1 + 0.1 * float(left.square().mean())
+
+        def whitened(rows: Tensor) -> Tensor:
+            shrunk = 1 - (floor / (floor + squares)).sqrt()
+            return (rows - ((rows @ erring) * shrunk) @ erring.T) / floor**0.5
+
+        predicted = whitened(kernel @ dual)
+        squares_of, _, varying = singular(predicted - predicted.mean(0))
+        varying = varying[:, squares_of > NEGLIGIBLE * len(predicted)]
+        seeing = whitened(varying.T).T
+        return cls(centre, u, x, dual @ seeing, seeing, q)
 
     def seen(self, r: Tensor) -> Tensor:
         """Whitened data (N, m) in the model's p directions, (N, p)."""

@@ -67,18 +67,26 @@ def coordinates(
     return law.draws(white[:, order])
 
 
+def recent(memory: Evaluations, step: int, forget: float = FORGET) -> Evaluations:
+    """The evaluations whose weight still counts."""
+    keep = 0.5 ** (step - memory.step) >= forget
+    return Evaluations(memory.z[keep], memory.r[keep], memory.step[keep])
+
+
+def joined(memory: Evaluations, new: Evaluations) -> Evaluations:
+    """All of both, the new ones last."""
+    return Evaluations(
+        torch.cat([memory.z, new.z]),
+        torch.cat([memory.r, new.r]),
+        torch.cat([memory.step, new.step]),
+    )
+
+
 def recall(
     memory: Evaluations | None, new: Evaluations, step: int, forget: float = FORGET
 ) -> Evaluations:
     """All evaluations whose weight still counts, the new ones last."""
-    if memory is None:
-        return new
-    keep = 0.5 ** (step - memory.step) >= forget
-    return Evaluations(
-        torch.cat([memory.z[keep], new.z]),
-        torch.cat([memory.r[keep], new.r]),
-        torch.cat([memory.step[keep], new.step]),
-    )
+    return new if memory is None else joined(recent(memory, step, forget), new)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +145,7 @@ def regress(
     x, y = (memory.z - mean) * u, -memory.r
     x = weight.sqrt() * (x - (weight * x).sum(0) / total)
     y = weight.sqrt() * (y - (weight * y).sum(0) / total)
-    values, left_vectors, right_vectors = _singular(x)
+    values, left_vectors, right_vectors = singular(x)
     turned = left_vectors.T @ y
     last = slice(len(x) - len(new.z), None)  # weight 1
     best: tuple[float, float, Tensor] | None = None
@@ -155,7 +163,7 @@ def regress(
     return u[:, None] * a, residuals, u[:, None] * right_vectors
 
 
-def _singular(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def singular(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Squared singular values and vectors of x, from the smaller of x x^T and x^T x."""
     tall = len(x) > x.shape[1]
     values, vectors = torch.linalg.eigh(x.T @ x if tall else x @ x.T)

@@ -221,8 +221,13 @@ class WeightedEnKG(Guidance):
         )
         if state.step + 1 < self.levels:
             return replace(after, sigma=self.sigmas(state)[state.step + 1]), info
-        if found.disagreement is not None and found.disagreement > self.agreement:
-            return self._fallen(after, prior, found.disagreement), info
+        if found.disagreement is not None:
+            if found.disagreement > self.agreement:
+                return self._fallen(after, prior, found.disagreement), info
+            remark = (
+                f"the two halves of the weighted ensemble agree ({self._said(found.disagreement)})"
+            )
+            after = replace(after, remarks=(*after.remarks, remark))
         x, sigma = begun(after, self.polish.sigmas(prior, state.axes), x)
         return replace(after, x=x, sigma=sigma, updated=after.step, finished=sigma == 0), info
 
@@ -286,9 +291,8 @@ class WeightedEnKG(Guidance):
         """The first state of the tempered EnKG, in place of the weighted ensemble."""
         start = self._inner.init(prior, state.seed, state.x, state.comm)
         remark = (
-            f"the two halves of the weighted ensemble disagree ({disagreement:.2f} on a scale "
-            f"from 0 to 1, where {self.agreement:g} is allowed), so it was given up for the "
-            "tempered EnKG; more members or levels may help"
+            f"the two halves of the weighted ensemble disagree ({self._said(disagreement)}), so it "
+            "was given up for the tempered EnKG; more members or levels may help"
         )
         return replace(
             state,
@@ -303,6 +307,9 @@ class WeightedEnKG(Guidance):
             fallen=state.step,
             remarks=(*state.remarks, remark),
         )
+
+    def _said(self, disagreement: float) -> str:
+        return f"{disagreement:.2f} on a scale from 0 to 1, where {self.agreement:g} is allowed"
 
     @property
     def _inner(self) -> EnKG:

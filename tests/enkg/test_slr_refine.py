@@ -5,6 +5,7 @@ The laws that it shares with the other methods are in `tests/laws.py`.
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from torch import Tensor
 
 import enkg
 from enkg import SLR, InputError
+from enkg.guidance import Info
 from enkg.guidance.slr_refine import ROWS, Local, Refined, begun, judged, proposed, remember
 from enkg.guidance.slr_regression import Evaluations, fitted
-from tests.enkg.problems import follow, normal, small_problem
+from tests.enkg.problems import follow, normal, small_problem, values
+from tests.enkg.threads_comm import spread
+from tests.laws import rows
 
 PROBLEM = small_problem()
 METHOD = SLR(members=40, steps=10, draws=80, refine=6)
@@ -27,7 +31,7 @@ SLOPE = 2 * normal(K, M, seed=1)
 def bent(x: Tensor) -> Tensor:
     """A parabola across the first unknown: the posterior is a curved sheet."""
     first = x[:, 0]
-    return torch.stack([x[:, 1] + first.square(), 0.3 * first, x[:, 2]], dim=1)
+    return torch.stack([x[:, 1] + first.square(), 0.05 * first, x[:, 2]], dim=1)
 
 
 def evaluations(function, count: int, step: int = 0, seed: int = 0) -> Evaluations:
@@ -105,6 +109,24 @@ def test_that_only_what_lowers_the_misfit_is_taken():
     assert after.value[1] == at.value[1]
 
 
+def test_that_a_weak_direction_counts_beside_a_strong_one():
+    steep = SLOPE.clone()
+    steep[:, 0] *= 1e6
+    steep[:, 1] *= 10
+    model = Local.fitted(evaluations(lambda z: z @ steep, 60), torch.zeros(K).double(), U, 0)
+    assert model.seeing.shape[1] == K
+
+
+def test_that_one_that_got_better_does_not_end_what_others_overshot():
+    line = lambda z: z @ SLOPE  # noqa: E731
+    at = members(normal(20, K, seed=6), line)
+    tried = at.z + 40  # too far for all
+    tried[0] = minimisers(at.prior, at.noise)[0] * 1e-3 + at.z[0] * (1 - 1e-3)
+    after = judged(at, tried, -line(tried), torch.ones(20, dtype=torch.bool))
+    assert after.value[0] < at.value[0]
+    assert not after.settled
+
+
 def test_that_the_memory_is_bounded_and_keeps_the_newest():
     line = lambda z: z @ SLOPE  # noqa: E731
     memory = evaluations(line, 50, step=0)
@@ -128,42 +150,121 @@ def test_that_a_linear_simulator_is_asked_once_more_and_no_more():
     assert infos[-1].progress == 1
 
 
-def bent_run(method: SLR, fails=None) -> tuple[Tensor, list]:
-    prior = enkg.Gaussian(torch.zeros(3).double(), torch.ones(3).double(), enkg.Identity((3,)))
-    observation = enkg.Observation(torch.tensor([1.0, 0.0, 0.5]).double(), std=0.05)
+PRIOR = enkg.Gaussian(torch.zeros(3).double(), torch.ones(3).double(), enkg.Identity((3,)))
+BENT = enkg.Observation(torch.tensor([1.0, 0.0, 0.5]).double(), std=0.05)
+PRECISE = enkg.Observation(torch.tensor([1.0, 0.0, 0.5]).double(), std=0.01)
 
-    def forward(x: Tensor) -> Tensor:
-        y = bent(x)
-        y[:, 1] = 0.05 * x[:, 0]  # says next to nothing of the first unknown
-        return y if fails is None else fails(y)
 
-    states, infos = follow(method, prior, forward, observation)
-    x = states[-1].x
-    return x, [float((forward(x) - observation.y).div(0.05).square().mean()), infos, states]
+def bent_run(method: SLR, forward=bent, observation=BENT) -> tuple[float, list[Any], list[Info]]:
+    """Misfit per datum of the members, states, infos."""
+    states, infos = follow(method, PRIOR, forward, observation)
+    return observation.misfit_per_datum(bent(states[-1].x)), states, infos
 
 
 def test_that_members_end_on_the_curved_sheet_that_a_gaussian_leaves():
-    _, (before, *_) = bent_run(replace(METHOD, refine=0))
-    moved, (after, infos, _) = bent_run(METHOD)
+    before, _, _ = bent_run(replace(METHOD, refine=0))
+    after, states, infos = bent_run(METHOD)
     assert before > 10  # x_1 is 1 - x_0^2 on the sheet
     assert after < 2
-    off = moved[:, 1] - (1 - moved[:, 0].square())
+    x = states[-1].x
+    off = x[:, 1] - (1 - x[:, 0].square())
     assert float(off.square().mean().sqrt()) < 0.15
-    assert float(moved[:, 0].std()) > 0.3
-    assert len(infos) <= METHOD.steps + METHOD.refine
+    assert float(x[:, 0].std()) > 0.3
+    assert METHOD.steps + 3 < len(infos) <= METHOD.steps + METHOD.refine
+
+
+def test_that_the_members_decide_whether_a_refined_run_has_converged():
+    # SLR itself does not come to the whole likelihood here; its members do.
+    method = replace(METHOD, steps=1, refine=14)
+    (said,) = bent_run(replace(method, refine=0), observation=PRECISE)[1][-1].remarks
+    assert "steps of SLR used 0." in said
+    _, states, infos = bent_run(method, observation=PRECISE)
+    assert states[-1].beta == 1
+    assert not any("of the likelihood" in remark for remark in states[-1].remarks)
+    assert sum(info.power for info in infos) == pytest.approx(1)
+
+
+def test_that_members_that_do_not_reach_the_data_are_remarked():
+    (said,) = bent_run(replace(METHOD, refine=2), observation=PRECISE)[1][-1].remarks
+    assert said.startswith("not converged: after 10 steps of SLR and 2 rounds of refinement")
 
 
 def test_that_members_that_always_fail_stay_where_the_linear_model_put_them():
-    def fails(y: Tensor) -> Tensor:
+    def fails(x: Tensor) -> Tensor:
+        y = bent(x)
         if len(y) == METHOD.draws:
             y[3] = torch.nan
         return y
 
-    x, (_, _, states) = bent_run(METHOD, fails)
-    assert x.isfinite().all()
-    refined = states[-1].refined
-    assert bool(refined.value[3].isinf())
-    assert int(refined.value.isinf().sum()) == 1
+    _, states, infos = bent_run(METHOD, fails)
+    assert len(infos) > METHOD.steps + 3
+    last, first = states[-1], states[METHOD.steps]
+    assert last.x.isfinite().all()
+    assert torch.equal(last.x[3], first.x[3])
+    assert not torch.equal(last.x[4], first.x[4])
+    assert last.refined.value.isinf().nonzero().tolist() == [[3]]
+    assert last.remarks[-1].startswith("1 of 80 members failed in every round")
+
+
+def test_that_a_dead_member_moves_the_others_only_through_the_statistics():
+    method = replace(METHOD, draws=30)
+
+    def fails(x: Tensor) -> Tensor:
+        y = bent(x)
+        y[5] = torch.nan
+        return y
+
+    _, states, _ = bent_run(method)
+    others, fewer = [j for j in range(30) if j != 5], replace(method, draws=29)
+    rounds = [s for s in states[:-1] if s.refined is not None]
+    assert len(rounds) > 2
+    for state in rounds:
+        with_dead: Any = method.step(state, PRIOR, fails, BENT)[0]
+        assert torch.equal(with_dead.refined.z[5], state.refined.z[5])
+        left_out: Any = fewer.step(rows(state, others), PRIOR, bent, BENT)[0]
+        # A round's regression is centred on all that have ever answered, the dead one too.
+        close = 1e-8 if state is rounds[0] else 0.1
+        torch.testing.assert_close(with_dead.z[others], left_out.z, rtol=close, atol=close)
+
+
+def test_that_members_permute():
+    method = replace(METHOD, draws=30)
+    _, states, _ = bent_run(method)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(3)).tolist()
+    for state in [s for s in states[:-1] if s.refined is not None]:
+        plain: Any = method.step(state, PRIOR, bent, BENT)[0]
+        shuffled: Any = method.step(rows(state, order), PRIOR, bent, BENT)[0]
+        torch.testing.assert_close(shuffled.z, plain.z[order], rtol=1e-6, atol=1e-6)
+
+
+def simulated(x: np.ndarray) -> np.ndarray:
+    """Some fail, in every round."""
+    y = bent(torch.from_numpy(x)).numpy()
+    y[1000 * np.abs(x[:, 0]) % 9 < 1] = np.nan
+    return y
+
+
+def refined(chunk: int, comm: enkg.comm.Comm = enkg.comm.ALONE) -> np.ndarray:
+    experiment = enkg.Experiment(
+        PRIOR, enkg.Function(simulated, chunk=chunk), BENT, replace(METHOD, draws=33), double=True
+    )
+    tree = enkg.run(experiment, comm=comm)
+    assert tree["trace"].sizes["step"] > METHOD.steps + 3
+    return values(tree, "posterior", "x")
+
+
+def test_that_ranks_and_chunks_agree_to_the_last_bit():
+    whole = refined(7)
+    np.testing.assert_array_equal(refined(40), whole)
+    for size in (2, 5):
+        for found in spread(size, lambda comm: refined(7, comm)):
+            np.testing.assert_array_equal(found, whole)
+
+
+def test_that_more_ranks_than_final_members_are_refused():
+    experiment = enkg.Experiment(PRIOR, simulated, BENT, replace(METHOD, draws=2))
+    with pytest.raises(InputError, match="there are 3 ranks and 2 members"):
+        spread(3, lambda comm: enkg.run(experiment, comm=comm))
 
 
 def test_that_calls_are_as_announced():
