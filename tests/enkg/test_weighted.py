@@ -258,6 +258,14 @@ def test_that_halves_that_disagree_fall_back_to_the_tempered_enkg_and_say_so(mon
     assert all(a.progress <= b.progress for a, b in pairwise(infos))
 
 
+def test_that_halves_that_agree_say_how_well(monkeypatch):
+    monkeypatch.setattr(weighted, "energy_coefficient", lambda *_: 0.2)
+    method, states, infos = run(0.3)
+    assert len(infos) == 3 + 2 < method.sweeps
+    (said,) = states[-1].remarks
+    assert said.endswith("agree (0.20 on a scale from 0 to 1, where 0.3 is allowed)")
+
+
 def test_that_halves_that_agree_are_polished():
     method, states, infos = run(1.0)
     assert len(infos) == 3 + 2 == method.sweeps
