@@ -150,7 +150,7 @@ class Life:
 
     def worker(self) -> int | None:
         """The program that stays up."""
-        return self._named(b"python\0.*worker[.]py", b"ENKG_RANKS=1")
+        return self._named(rb"python[0-9.]*\0.*worker[.]py", b"ENKG_RANKS=1")
 
     def _named(self, command: bytes, variable: bytes) -> int | None:
         for pid in living(self.mark):

@@ -74,7 +74,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+DEAR = ("mpiexec", "one of its crew")
+"""Left to the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in DEAR else k for k in KINDS]
+)
 def test_that_a_run_survives_two_kills_in_a_row(kind, nursery, reference, tmp_path):
     ranks, more, target = KINDS[kind]
     project = Project(tmp_path / "a", nursery)

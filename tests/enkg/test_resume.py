@@ -89,7 +89,8 @@ SECOND = {
 @pytest.mark.parametrize(
     "which",
     [
-        *("SIGTERM twice", "Ctrl-C twice"),
+        "Ctrl-C twice",
+        pytest.param("SIGTERM twice", marks=pytest.mark.slow),
         pytest.param("Ctrl-C and SIGTERM", marks=pytest.mark.slow),
         pytest.param("SIGUSR1 and Ctrl-C", marks=pytest.mark.slow),
     ],
