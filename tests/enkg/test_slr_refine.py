@@ -28,6 +28,10 @@ U = torch.linspace(1, 0.4, K).double()
 SLOPE = 2 * normal(K, M, seed=1)
 
 
+def line(z: Tensor) -> Tensor:
+    return z @ SLOPE
+
+
 def bent(x: Tensor) -> Tensor:
     """A parabola across the first unknown: the posterior is a curved sheet."""
     first = x[:, 0]
@@ -59,7 +63,7 @@ def minimisers(prior: Tensor, noise: Tensor) -> Tensor:
 
 
 def test_that_the_first_members_are_the_minimisers_of_the_linear_model():
-    new = evaluations(lambda z: z @ SLOPE, 60)
+    new = evaluations(line, 60)
     mean = 0.2 * normal(K, seed=3)
     fit = fitted(new, new, mean, U, 0)
     prior, noise = normal(30, K, seed=4), normal(30, M, seed=5)
@@ -69,7 +73,6 @@ def test_that_the_first_members_are_the_minimisers_of_the_linear_model():
 
 
 def test_that_one_proposal_is_enough_where_the_simulator_is_linear():
-    line = lambda z: z @ SLOPE  # noqa: E731
     at = members(3 * normal(30, K, seed=6), line)
     found = proposed(at, evaluations(line, 60), U, 0)
     torch.testing.assert_close(found, minimisers(at.prior, at.noise), rtol=0, atol=1e-3)
@@ -77,7 +80,10 @@ def test_that_one_proposal_is_enough_where_the_simulator_is_linear():
 
 def test_that_each_member_has_the_slope_of_its_own_place():
     bend = normal(K, M, seed=9)
-    curved = lambda z: z @ SLOPE + 0.5 * z.square() @ bend  # noqa: E731
+
+    def curved(z: Tensor) -> Tensor:
+        return z @ SLOPE + 0.5 * z.square() @ bend
+
     model = Local.fitted(evaluations(curved, 400), torch.zeros(K).double(), U, 0)
     for place in normal(4, K, seed=10):
         exact = (SLOPE + place[:, None] * bend) @ model.seeing
@@ -88,14 +94,15 @@ def test_that_each_member_has_the_slope_of_its_own_place():
 
 
 def test_that_what_the_model_misses_counts_as_noise():
-    rough = lambda z: z @ SLOPE + torch.sin(40 * z[:, :1])  # noqa: E731
-    plain = Local.fitted(evaluations(lambda z: z @ SLOPE, 200), torch.zeros(K).double(), U, 0)
+    def rough(z: Tensor) -> Tensor:
+        return z @ SLOPE + torch.sin(40 * z[:, :1])
+
+    plain = Local.fitted(evaluations(line, 200), torch.zeros(K).double(), U, 0)
     noisy = Local.fitted(evaluations(rough, 200), torch.zeros(K).double(), U, 0)
     assert float(noisy.seeing.square().sum()) < 0.9 * float(plain.seeing.square().sum())
 
 
 def test_that_only_what_lowers_the_misfit_is_taken():
-    line = lambda z: z @ SLOPE  # noqa: E731
     at = members(normal(3, K, seed=6), line)
     good = minimisers(at.prior, at.noise)
     tried = torch.stack([good[0], at.z[1] + 50, good[2]])
@@ -118,7 +125,6 @@ def test_that_a_weak_direction_counts_beside_a_strong_one():
 
 
 def test_that_one_that_got_better_does_not_end_what_others_overshot():
-    line = lambda z: z @ SLOPE  # noqa: E731
     at = members(normal(20, K, seed=6), line)
     tried = at.z + 40  # too far for all
     tried[0] = minimisers(at.prior, at.noise)[0] * 1e-3 + at.z[0] * (1 - 1e-3)
@@ -128,7 +134,6 @@ def test_that_one_that_got_better_does_not_end_what_others_overshot():
 
 
 def test_that_the_memory_is_bounded_and_keeps_the_newest():
-    line = lambda z: z @ SLOPE  # noqa: E731
     memory = evaluations(line, 50, step=0)
     for step in range(1, 30):
         memory = remember(memory, evaluations(line, 150, step, seed=step), step)
